@@ -1,0 +1,338 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every engine can be asked: the contract between the modules and one broker.
+
+Common to all operations: a connection or a reading that fails raises ``BrokerUnreachable``, a missing right
+``BrokerRefused``; neither is ever an empty answer. A count that the engine can't tell is ``None``, never 0. Times are
+epoch seconds by the broker's clock. No operation loads a payload; task arguments are never returned.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Callable, Optional
+
+from .._rollout.names import WorkerName
+
+WAITING = "waiting"
+SCHEDULED = "scheduled"
+EXECUTING = "executing"
+RETRYING = "retrying"
+DEAD = "dead"
+PARKED = "parked"
+ABANDONED = "abandoned"
+DEFERRED = "deferred"
+LISTED_STATES = (WAITING, SCHEDULED, EXECUTING, RETRYING, DEAD, PARKED, ABANDONED, DEFERRED)
+
+LISTED_AT_MOST = 1000
+
+Wait = Callable[[Callable[[], bool]], bool]
+"""Asks a predicate again and again until it holds or a deadline has passed, and returns whether it holds."""
+RECOVER_SECONDS = 3.0
+"""How long ``recover`` is given for its proofs, where nobody asks for another time. A worker claims what it has popped
+within milliseconds; only one that is stopped or cut off takes longer."""
+CANARY_PREFIX = "backstep-canary-"
+
+
+def once(predicate: Callable[[], bool]) -> bool:
+    """The ``Wait`` of those who have no time."""
+    return predicate()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this engine's mechanisms are like."""
+
+    pause_scope: str
+    """``process``, ``queue`` or ``broker``: how far the engine's own pause reaches at least."""
+    pause_survives_worker_restart: bool
+    pause_survives_broker_restart: bool
+    """Whether the pause is stored like a task is: as durable as the broker's own persistence."""
+    quiet_can_be_undone: bool
+    """Whether a worker that was quieted can be told to take tasks again without a restart."""
+    uncountable_states: tuple[str, ...]
+    kill_effect: str
+    """What SIGKILL does to an executing task: it ``loses``, ``repeats`` or ``sticks``."""
+    stuck_seconds: Optional[float]
+    """Seconds until a killed worker's task comes back by itself; ``None`` when it doesn't without a recovery step."""
+    unknown_task: str
+    """What a task comes to whose name the worker doesn't know: ``dead``, ``lost``, ``retried`` or ``done``."""
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """Tasks of one queue, counted at one instant."""
+
+    queue: str
+    waiting: Optional[int]
+    scheduled: Optional[int]
+    """Due later. Contains the retrying ones when these can't be told apart (``retrying`` is ``None``)."""
+    executing: Optional[int]
+    retrying: Optional[int]
+    dead: Optional[int]
+    parked: Optional[int]
+    abandoned: Optional[int]
+    """Claimed by a worker that has stopped reporting, and not given back yet."""
+    deferred: Optional[int]
+    """Waiting for another task to finish first."""
+    oldest_waiting_seconds: Optional[float]
+    """Age of the task that is next; ``None`` when nothing waits or its age is unknown."""
+    workers: Optional[int]
+    """Live workers that listen to this queue."""
+
+
+@dataclass(frozen=True)
+class WorkerSeen:
+    """A worker that is registered with the broker."""
+
+    name: str
+    parsed: Optional[WorkerName]
+    """``None`` when Backstep did not give the name."""
+    queues: tuple[str, ...]
+    state: str
+    """``started``, ``idle``, ``busy`` (with a task), or ``suspended`` (has seen the pause and takes nothing)."""
+    pid: Optional[int]
+    hostname: Optional[str]
+    birth: Optional[float]
+    last_heartbeat: Optional[float]
+    current_task: Optional[str]
+    finished: int
+    """Tasks finished since its birth, canaries not counted."""
+    failed: int
+    """Tasks failed since its birth, canaries not counted."""
+    connected: Optional[bool]
+    """Its connection is seen. ``False`` alone proves no death: one that had to reconnect may carry no name."""
+
+
+@dataclass(frozen=True)
+class ExecutingTask:
+    """A task that a worker holds."""
+
+    id: str
+    task: Optional[str]
+    """The task's name, or ``None`` when it can't be told without loading the payload."""
+    queue: str
+    worker: Optional[str]
+    started: Optional[float]
+
+
+@dataclass(frozen=True)
+class TaskIds:
+    """Task ids of one queue and state; ``cut`` when there are more than were asked for."""
+
+    ids: tuple[str, ...]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class PauseState:
+    """Whether workers are told to take nothing, and by whom."""
+
+    paused: bool
+    by_person: bool
+    """Paused by somebody other than Backstep; stays when the lease ends."""
+    owner: Optional[str]
+    """Who holds the lease, also when the pause itself is a person's."""
+    since: Optional[float]
+    expires_in: Optional[float]
+    """Seconds until the lease runs out."""
+
+
+@dataclass(frozen=True)
+class PauseResult:
+    """What ``pause`` or ``resume`` did."""
+
+    changed: bool
+    state: PauseState
+    one_more: tuple[str, ...] = ()
+    """Names of idle workers that may each take one more task in spite of the pause."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tasks to move. All criteria have to hold; an empty one doesn't restrict."""
+
+    states: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    """Task names."""
+    enqueued_after: Optional[float] = None
+    enqueued_before: Optional[float] = None
+    limit: Optional[int] = None
+    """At most so many tasks: the oldest when replaying, any when parking."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a move did, or would do (``dry_run``)."""
+
+    by_queue: Mapping[str, int]
+    before: Mapping[str, int]
+    """Tasks by the state that they were in."""
+    after: Mapping[str, int]
+    """Tasks by the state that they are in now."""
+    ids: tuple[str, ...]
+    """At most ``LISTED_AT_MOST`` ids."""
+    vanished: tuple[str, ...] = ()
+    """Ids that were parked and that somebody has since deleted; forgotten."""
+
+    @property
+    def count(self) -> int:
+        """Tasks moved."""
+        return sum(self.by_queue.values())
+
+    @property
+    def cut(self) -> bool:
+        """Whether ``ids`` lists only some of them."""
+        return self.count > len(self.ids)
+
+
+@dataclass(frozen=True)
+class RecoveredTask:
+    """A task that was taken back from a worker that is gone. It may have run in part, and may run twice."""
+
+    id: str
+    task: Optional[str]
+    queue: str
+    worker: Optional[str]
+    to: str
+    """The state it is in now: ``waiting``, ``scheduled`` (a retry that is due later) or ``dead``."""
+    started: bool
+    """Whether a worker had begun to execute it."""
+
+
+@dataclass(frozen=True)
+class CanaryOutcome:
+    """What became of one canary task."""
+
+    id: str
+    state: str
+    """``waiting``, ``executing``, ``finished``, ``failed`` or ``gone``."""
+    worker: Optional[str]
+
+
+class Engine(ABC):
+    """One broker, asked in one engine's language. A context manager: leaving it closes the connection."""
+
+    name: str
+    capabilities: Capabilities
+    default_canary: str
+    """A task that any worker of this engine can run and that has no effect."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the connection back. Never raises."""
+
+    @abstractmethod
+    def check(self, write: bool) -> dict[str, Any]:
+        """Facts about the server: ``version``, ``role``, ``uptime`` (seconds), ``time`` (epoch seconds).
+
+        :param write: also prove that the rights for pausing and moving are there (leaves nothing behind).
+        :raises BrokerRefused: rights are missing; ``details['missing']`` lists them by name.
+        """
+
+    @abstractmethod
+    def known_queues(self) -> list[str]:
+        """Every queue that the broker knows of, sorted."""
+
+    @abstractmethod
+    def queue_states(self, queues: Sequence[str]) -> list[QueueState]:
+        """The state of each queue, all taken at one instant. A queue that doesn't exist has zeros."""
+
+    @abstractmethod
+    def task_ids(self, queue: str, state: str, limit: int) -> TaskIds:
+        """Ids of tasks in one of ``LISTED_STATES``, canaries left out, at most ``limit``."""
+
+    @abstractmethod
+    def workers(self) -> list[WorkerSeen]:
+        """Every registered worker, sorted by name."""
+
+    @abstractmethod
+    def executing(self, queues: Sequence[str]) -> list[ExecutingTask]:
+        """Tasks that workers hold, abandoned ones too."""
+
+    @abstractmethod
+    def pause_state(self) -> PauseState:
+        """The pause as the workers see it now."""
+
+    @abstractmethod
+    def pause(self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False) -> PauseResult:
+        """Have the queues hand out nothing, for ``seconds`` unless extended; the same owner extends by asking again.
+
+        :param reach: ``queue`` (these queues and no others) or ``broker`` (whatever the engine's pause reaches).
+        :raises PauseRefused: another owner holds the lease, or the pause would reach further than ``reach``.
+        """
+
+    @abstractmethod
+    def resume(self, owner: str, dry_run: bool = False) -> PauseResult:
+        """End the lease. A pause that a person made, before or since, stays.
+
+        :raises PauseRefused: another owner holds the lease.
+        """
+
+    @abstractmethod
+    def park(
+        self, queues: Sequence[str], selection: Selection, owner: str, reason: str, dry_run: bool = False
+    ) -> Moved:
+        """Move tasks out of the workers' reach, everything about them kept.
+
+        Killed at any moment, each task is in exactly one place, and the same call finishes the rest. Moves what is
+        there when it is called; tasks that arrive meanwhile may be left.
+
+        :param selection: states ``waiting``, ``scheduled``, ``retrying``, ``dead``.
+        """
+
+    @abstractmethod
+    def replay(self, queues: Sequence[str], selection: Selection, dry_run: bool = False) -> Moved:
+        """Put parked tasks back where they were: waiting ones in front in their old order, scheduled ones at their due
+        time, dead ones as waiting. State ``dead`` in the selection does the latter without parking first.
+
+        :param selection: states ``parked``, ``dead``.
+        """
+
+    @abstractmethod
+    def recover(
+        self,
+        queues: Sequence[str],
+        workers_gone: Collection[str],
+        to: str,
+        wait: Wait = once,
+        dry_run: bool = False,
+    ) -> list[RecoveredTask]:
+        """Take back at once what dead workers held, what is abandoned, and what a worker has taken and let go of.
+
+        :param workers_gone: names of workers whose processes the caller has proven dead, with all their children.
+        :param to: ``waiting`` (run again), or ``dead`` (the engine's own treatment of a failed task, retries included).
+        :param wait: for a proof that takes several looks, of a task that no living worker is about to start.
+        """
+
+    @abstractmethod
+    def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
+        """Put ``count`` canary tasks in front of a queue; they dissolve by themselves after ``seconds``.
+
+        :param task: a task's name (``default_canary`` for one that any worker can run); called without arguments.
+        """
+
+    @abstractmethod
+    def canaries(self, ids: Sequence[str]) -> list[CanaryOutcome]:
+        """What became of canaries."""
+
+    @abstractmethod
+    def withdraw(self, queue: str, ids: Sequence[str]) -> None:
+        """Remove canaries with their traces, also from the workers' counts. Executing ones run to their end."""
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """Names without repetitions, in the order of their first appearance."""
+    return list(dict.fromkeys(names))

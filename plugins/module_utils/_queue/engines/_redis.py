@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A Redis connection whose every failure is one of Backstep's errors. For engines that keep their queues in Redis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable
+
+try:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+except ImportError:  # ``open_engine`` refuses to go on without it, and says what to install
+    redis = None  # type: ignore[assignment]  # so that this file can be read without it, as sanity does
+
+from ..._rollout.errors import BackstepError, BrokerRefused, BrokerUnreachable
+from ..._rollout.masking import scrub
+from ..url import check_url, in_words
+
+_SCHEMES = ("redis", "rediss", "unix")
+_COMMAND = re.compile(r"'([\w|]+)' (?:command|subcommand)", re.IGNORECASE)
+
+Command = Sequence[Any]
+
+
+def text(value: Any) -> str:
+    """A Redis string as text; bytes that are no UTF-8 survive the way back."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value or "")
+
+
+class RedisLink:
+    """One Redis database, asked in whole pipelines and scripts, with a time-out on every answer."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url = check_url(url, _SCHEMES)
+        self.shown = in_words(url)
+        # One try per command: a wait for the broker is the caller's to decide on, by its own deadline.
+        retry = Retry(NoBackoff(), 0)
+        with self._translated():
+            self._client = redis.Redis.from_url(
+                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry
+            )
+        self._scripts: dict[str, Callable[..., Any]] = {}
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._client.connection_pool.disconnect()
+
+    def ask(self, *command: Any) -> Any:
+        """The answer to one command."""
+        with self._translated():
+            return self._client.execute_command(*command)
+
+    def ask_all(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to several commands, taken at one instant (one transaction)."""
+        with self._translated():
+            pipeline = self._client.pipeline(transaction=True)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(pipeline.execute())
+
+    def ask_each(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers in one round trip; an answer may be an exception (a right that is missing), for ``refusal``."""
+        with self._translated():
+            pipeline = self._client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(pipeline.execute(raise_on_error=False))
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Run a Lua script: atomic, and nothing else runs meanwhile, so its work has to be bounded."""
+        if script not in self._scripts:
+            self._scripts[script] = self._client.register_script(script)
+        with self._translated():
+            return self._scripts[script](keys=[], args=[_plain(argument) for argument in arguments])
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise self._error(error) from None
+        except (OSError, ValueError, UnicodeError) as error:
+            raise self._unreachable(error) from None
+
+    def _error(self, error: redis.RedisError) -> BackstepError:
+        said = scrub(str(error), self.url)
+        if isinstance(error, redis.AuthenticationError):
+            return BrokerRefused(
+                f"The broker {self.shown} doesn't accept the user or the password: {said}.",
+                left="Nothing was changed by this step.",
+                next_step="Check the credentials in the broker URL.",
+            )
+        if isinstance(error, redis.ReadOnlyError):
+            return BrokerRefused(
+                f"The broker {self.shown} is a read-only replica: {said}.",
+                left="Nothing was changed by this step.",
+                next_step="Set the broker URL to the primary.",
+            )
+        if isinstance(error, redis.exceptions.NoPermissionError) or "ACL failure" in said:
+            right = missing_right(error)
+            return BrokerRefused(
+                f"The broker's user lacks a right on {self.shown}: {right}. It said: {said}.",
+                left="Nothing was changed by this step.",
+                next_step="Grant it with ACL SETUSER, or use a user that has it.",
+                missing=[right],
+            )
+        if isinstance(error, redis.ResponseError):
+            return BrokerRefused(
+                f"The broker {self.shown} refused: {said}.",
+                left="Nothing was changed by the command that it refused.",
+                next_step="Check that the URL names the Redis database of this pool.",
+            )
+        return self._unreachable(error)
+
+    def _unreachable(self, error: Exception) -> BrokerUnreachable:
+        said = scrub(str(error), self.url) or type(error).__name__
+        return BrokerUnreachable(
+            f"The broker {self.shown} gave no usable answer: {said}.",
+            left="What it holds is unknown, and nothing is concluded from that.",
+            next_step="Check that Redis runs there and can be reached from this machine, then run again.",
+        )
+
+
+def missing_right(error: Exception) -> str:
+    """The right that a NOPERM answer is about: a command as ACL rules write it, or what it said."""
+    said = str(error)
+    command = _COMMAND.search(said)
+    if command:
+        return f"+{command.group(1).lower()}"
+    return "access to the keys rq:* and backstep:*" if "key" in said else said
+
+
+def _plain(argument: Any) -> Any:
+    return argument.encode("utf-8", "surrogateescape") if isinstance(argument, str) else argument

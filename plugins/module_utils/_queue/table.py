@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engines, one entry each, and how one is opened."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Callable, NamedTuple
+
+from .._rollout.errors import BadInput
+from .engine import Engine
+
+
+class WorkerDefaults(NamedTuple):
+    """How a release's workers are started unless the pool says otherwise."""
+
+    command: tuple[str, ...]
+    """``{app}``, ``{worker}`` and ``{queues}`` are filled in on the host."""
+    broker_variable: str
+    """The environment variable in which the worker expects the broker's URL, which must never be an argument."""
+
+
+class _Entry(NamedTuple):
+    package: str
+    """The Python package of its client library."""
+    load: Callable[[], Callable[[str, float], Engine]]
+    worker: WorkerDefaults
+
+
+# Written-out imports: Ansible ships to a host only what it finds imported by name, and each engine's client library
+# is there only where that engine is used.
+def _rq() -> Callable[[str, float], Engine]:
+    from .engines.rq import RqEngine
+
+    return RqEngine
+
+
+ENGINES = {
+    "rq": _Entry(
+        "redis",
+        _rq,
+        WorkerDefaults(("{app}/venv/bin/rq", "worker", "--name", "{worker}", "{queues}"), "RQ_REDIS_URL"),
+    ),
+}
+
+
+def _entry(name: str) -> _Entry:
+    entry = ENGINES.get(name)
+    if entry is None:
+        raise BadInput(
+            f"'{name}' is not an engine that Backstep knows. It knows: {', '.join(sorted(ENGINES))}.",
+            left="Nothing was changed.",
+            next_step="Set pool_engine (engine) to one of these.",
+        )
+    return entry
+
+
+def worker_defaults(name: str) -> WorkerDefaults:
+    """How an engine's workers are started by default; needs no client library.
+
+    :raises BadInput: the engine is unknown.
+    """
+    return _entry(name).worker
+
+
+def open_engine(name: str, url: str, timeout: float) -> Engine:
+    """Connect to a pool's broker; close it again, or use it as a context manager.
+
+    :param timeout: seconds that any single answer may take.
+    :raises BadInput: the engine is unknown, its client library is missing, or the URL can't be used.
+    """
+    entry = _entry(name)
+    try:
+        importlib.import_module(entry.package)
+    except ImportError as error:
+        raise BadInput(
+            f"Python package '{entry.package}' is needed to talk to the broker; {sys.executable} has none: {error}.",
+            left="Nothing was changed.",
+            next_step=f"{sys.executable} -m pip install {entry.package}",
+        ) from error
+    return entry.load()(url, timeout)
