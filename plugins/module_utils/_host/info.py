@@ -1,0 +1,219 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a host can tell of a pool: its releases, what runs as the processes report it, and evidence over a time."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from .._rollout.barriers import describe
+from .._rollout.errors import BackstepError, NoGoodRelease
+from .._rollout.hook_steps import AFTER_CONFIRM
+from .._rollout.hooks import is_once, name_of, pending
+from .._rollout.names import worker_prefix
+from .._rollout.rules import is_live, rollback_target
+from .._rollout.state import DEPLOY, GOOD, STUCK, PoolState
+from .clock import Deadline, moment, uptime
+from .draining import still_running
+from .host import Host
+from .processes import start_of
+from .supervisors.base import MainProcess
+
+_RUNNING = "running"
+
+
+def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: str = "") -> dict[str, Any]:
+    """The pool on this host as plain JSON.
+
+    :param events: how many of the journal's last events to return.
+    :param verify: also check every good release against its seal, and the units of the current one.
+    :param wish: the release that a rollback would be asked for, or "".
+    """
+    journal, torn = host.journal.read()
+    state = host.state()
+    now = moment()
+    lease = state.lease
+    return {
+        "pool": host.pool.name,
+        "host": host.pool.host,
+        "supervisor": host.pool.supervisor,
+        "current": state.current,
+        "current_state": state.state_of(state.current),
+        "since": state.releases[state.current].since if state.current in state.releases else None,
+        "running": {name: len(found) for name, found in sorted(host.running().items())},
+        "processes": workers(host, state.current) if state.current else [],
+        "link": host.link(),
+        "draining": [_draining(host, release) for release in state.draining],
+        "reaped": [vars(reaped) for reaped in state.reaped.values()],
+        "releases": [vars(release) for release in state.releases.values()],
+        "good": state.good_releases(),
+        "rollout": {**vars(state.rollout), "open": state.rollout.open} if state.rollout else None,
+        "guard_armed": host.supervisor.guard_armed() if state.rollout and state.rollout.open else False,
+        "lease": {**vars(lease), "expires_in": round(lease.expires - now.up, 1)}
+        if lease and is_live(lease, now)
+        else None,
+        "hooks_pending": hooks_pending(state),
+        "last_token": state.last_token,
+        "last_owner": lease.owner if lease else None,
+        "barriers": {release: vars(barrier) for release, barrier in state.barriers.items() if barrier.behind},
+        "rollback": where_back(host, state, wish, verify),
+        "problems": problems(host, state, verify),
+        "torn_bytes": torn,
+        "clock": now.time,
+        "events": journal[-events:] if events else [],
+    }
+
+
+def _draining(host: Host, release: str) -> dict[str, Any]:
+    """A release that was left with tasks to end: since when, until when in peace, and who has one."""
+    entry = host.state().draining[release]
+    left = round(entry.deadline - moment().up, 1) if entry.boot == moment().boot else None
+    kept = {"release": release, "since": entry.since, "policy": entry.policy, "seconds_left": left}
+    return {**kept, "running": still_running(host, release)}
+
+
+def hooks_pending(state: PoolState) -> list[dict[str, Any]]:
+    """The hooks after the confirmation of the current release that have not run well yet."""
+    if not state.current or state.arrived_by != DEPLOY or state.state_of(state.current) != GOOD:
+        return []
+    return pending(state, state.current, AFTER_CONFIRM, once=is_once(state, state.current))
+
+
+def where_back(host: Host, state: PoolState, wish: str, verify: bool) -> dict[str, Any]:
+    """Where a rollback would take this host: ``{target, needed, problem, barrier}``.
+
+    ``problem`` is "" when it could, ``barrier`` is None unless a release on the way can't be undone.
+    """
+    rollout = state.rollout
+    try:
+        target = rollback_target(state, wish)
+    except NoGoodRelease as error:
+        return {"target": None, "needed": False, "problem": error.message, "barrier": None}
+    except BackstepError as error:
+        return {"target": None, "needed": True, "problem": error.message, "barrier": None}
+    needed = bool(rollout and rollout.open) or state.current != target
+    problem = host.target_problem(state, target) if verify and target else ""
+    return {"target": target, "needed": needed, "problem": problem, "barrier": describe(state, target)}
+
+
+def problems(host: Host, state: PoolState, verify: bool) -> list[str]:
+    """What a person should know: a link or units that differ from the journal, stored releases that can't be used."""
+    found = []
+    if host.link() != state.current:
+        found.append(f"current points to {host.link()}, the journal says {state.current}")
+    if state.rollout and state.rollout.phase == STUCK:
+        found.append(f"needs a person: the way back to {state.rollout.safe} has failed: {state.rollout.reason}")
+    elif state.rollout and state.rollout.open:
+        found.append(f"rollout {state.rollout.token} is not finished ({state.rollout.phase.replace('_', ' ')})")
+        if state.rollout.held:
+            found.append(f"the way back is barred ({state.rollout.held} can't be undone): a person has to decide")
+    elif state.current and state.current not in host.running():
+        found.append(f"no worker of {state.current} runs")
+    found += [f"{name_of(hook)} has not run well" for hook in hooks_pending(state)]
+    if not verify:
+        return found
+    for release in state.good_releases():
+        problem = host.target_problem(state, release)
+        if problem:
+            found.append(problem)
+        elif release == state.current:
+            found += [f"unit {name} differs from the sealed one" for name in host.drift(release)]
+    return found
+
+
+def workers(host: Host, release: str) -> list[dict[str, Any]]:
+    """The workers of a release: ``{index, worker, pid, state, uptime, restarts, reports, finishing}``.
+
+    ``uptime`` is in seconds. ``reports`` is the release that the process itself belongs to, None when there is no
+    process. ``finishing`` tells
+    that it was asked to stop and still has a task.
+    """
+    reported = {process.pid: process for found in host.running().values() for process in found}
+    return [_worker(host, release, main, reported) for main in host.supervisor.processes(release)]
+
+
+def _worker(host: Host, release: str, main: MainProcess, reported: dict[int, Any]) -> dict[str, Any]:
+    process = reported.get(main.pid or 0)
+    birth = start_of(main.pid) if main.pid else None
+    prefix = worker_prefix(host.pool.name, release, host.pool.host, main.index)
+    return {
+        "index": main.index,
+        "worker": (process.worker if process else None) or f"{prefix}/{main.pid or 0}",
+        "pid": main.pid or 0,
+        "state": main.state,
+        "uptime": round(uptime() - birth[1], 2) if birth else 0.0,
+        "restarts": main.restarts,
+        "reports": process.release if process else None,
+        "finishing": bool(main.pid) and not main.wanted,
+    }
+
+
+def as_started(host: Host, release: str) -> dict[str, int]:
+    """The main process of each worker of a release as the open rollout has started it, or else as it is now."""
+    rollout = host.state().rollout
+    if rollout and rollout.open:
+        return rollout.processes if rollout.target == release else {}
+    return as_running(host, release)
+
+
+def as_running(host: Host, release: str) -> dict[str, int]:
+    """The main process of each worker of a release as it is now."""
+    return {str(main.index): main.pid or 0 for main in host.supervisor.processes(release)}
+
+
+def watch(host: Host, release: str, seconds: float, expected: dict[str, int]) -> dict[str, Any]:
+    """Watch a release's workers until each has been up for ``seconds``, or until one has shown that it won't.
+
+    A worker that was told to stop and then to start again finishes its task first; that counts as up.
+
+    :param expected: the main process of each worker as it was started; another one means that it has died since. 0 for
+        one that was not up yet, or had a task to finish first.
+    :returns: evidence: ``{host, release, bake, outcome, problems, processes}``; ``outcome`` is ``ok`` or ``failed``.
+    """
+    deadline = Deadline(seconds + 5.0)
+    seen: list[dict[str, Any]] = []
+    found: list[str] = []
+
+    def settled() -> bool:
+        seen[:] = workers(host, release)
+        found[:] = _worker_problems(host, seen, release, expected)
+        return bool(found) or not young()
+
+    def young() -> list[dict[str, Any]]:
+        # A supervisor may take a moment longer than asked for to call a process that is up running.
+        return [
+            worker
+            for worker in seen
+            if (worker["uptime"] < seconds or worker["state"] != _RUNNING) and not worker["finishing"]
+        ]
+
+    if not deadline.wait_until(settled, poll=0.25):
+        found = [
+            f"worker {worker['index']} has been up for {worker['uptime']} s of {seconds}, and is {worker['state']}"
+            for worker in young()
+        ]
+    return {
+        "host": host.pool.host,
+        "release": release,
+        "bake": seconds,
+        "outcome": "failed" if found else "ok",
+        "problems": found,
+        "processes": seen,
+    }
+
+
+def _worker_problems(host: Host, seen: list[dict[str, Any]], release: str, expected: dict[str, int]) -> list[str]:
+    found = []
+    if {str(worker["index"]) for worker in seen} != set(expected):
+        found.append(f"{len(seen)} of {len(expected)} workers are known to the supervisor")
+    for worker in seen:
+        started: Optional[int] = expected.get(str(worker["index"]))
+        name = f"worker {worker['index']}"
+        see = f"(see {host.supervisor.where_to_look(release, worker['index'])})"
+        if worker["restarts"] or (started and worker["pid"] not in (0, started)):
+            found.append(f"{name} has died and was started again {see}")
+        elif not worker["pid"] and started != 0:
+            found.append(f"{name} doesn't run, it is {worker['state']} {see}")
+        elif worker["reports"] not in (release, None):
+            found.append(f"{name} reports release {worker['reports']}")
+    return found

@@ -1,0 +1,44 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Starts one worker process: stands in the release's ``unit`` directory and is sealed with it.
+
+Usage: ``launch.py [--environment FILE]... [--user NAME] --worker PREFIX -- COMMAND...``. Gives the worker a name that
+ends with its process id, then becomes the command (same process id). Under systemd the unit sets user and environment;
+under supervisord this program does, so that secrets stay in root-only files and out of supervisord's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import shlex
+
+
+def main() -> None:
+    """Become the worker."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--environment", action="append", default=[])
+    parser.add_argument("--user", default="")
+    parser.add_argument("--worker", required=True)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    for path in options.environment:
+        with open(path, encoding="utf-8") as stream:
+            for word in shlex.split(stream.read()):
+                name, value = word.split("=", 1)
+                os.environ[name] = value
+    if options.user and os.geteuid() == 0:
+        entry = pwd.getpwnam(options.user)
+        os.initgroups(options.user, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+        os.environ.update(HOME=entry.pw_dir, USER=options.user, LOGNAME=options.user)
+    worker = f"{options.worker}/{os.getpid()}"
+    os.environ["BACKSTEP_WORKER"] = worker
+    command = [word.replace("{worker}", worker) for word in options.command]
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

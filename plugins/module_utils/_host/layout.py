@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The spec of a release and of its pool on a host, and where each thing lies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from .._rollout.names import worker_prefix
+
+RELEASE_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the host program has to know of a pool without a controller. Stored as ``state/pool.json``.
+
+    :param host: the name of this host in the inventory.
+    :param supervisor: ``systemd`` or ``supervisord``.
+    :param socket: the path of supervisord's socket, or "".
+    :param conf_dir: where unit files or program sections are installed.
+    :param python: the interpreter that runs the host program and the launcher.
+    """
+
+    name: str
+    host: str
+    supervisor: str
+    socket: str
+    conf_dir: str
+    python: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A release as it is sealed, in ``release.json``. Secrets are not in here but in ``config/environment``.
+
+    :param queues: one item per kind of worker process: the queues that it listens to, in order.
+    :param processes: worker processes per item of ``queues``.
+    :param command: the worker's arguments with ``{queues}``, ``{worker}``, ``{release}``, ``{app}`` left in.
+    :param broker: the broker's URL without user and password; the secret is looked up at start.
+    :param broker_variable: the environment variable in which the engine's worker expects the broker's URL.
+    :param identity: everything that the id is a digest of.
+    :param barrier: why the release can't be undone once it was switched to, or "".
+    :param hooks: its commands by step, each with ``command``, ``timeout``, ``where`` and ``chdir``.
+    """
+
+    id: str
+    version: str
+    pool: str
+    engine: str
+    queues: list[list[str]]
+    processes: int
+    command: list[str]
+    user: str
+    broker: str
+    broker_variable: str
+    identity: dict[str, Any]
+    barrier: str = ""
+    hooks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    schema: int = RELEASE_SCHEMA
+
+    @property
+    def instances(self) -> list[tuple[int, list[str]]]:
+        """Worker processes: number from 1, and the queues of each."""
+        each = [queues for queues in self.queues for copy in range(self.processes)]
+        return list(enumerate(each, 1))
+
+    def as_json(self) -> dict[str, Any]:
+        """The spec as plain JSON."""
+        return asdict(self)
+
+
+class Layout:
+    """Where the parts of a pool lie on a host."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.releases = root / "releases"
+        self.current = root / "current"
+        self.state = root / "state"
+        self.journal = self.state / "journal.jsonl"
+        self.lock = self.state / "lock"
+        self.request = self.state / "request"
+        self.pool = self.state / "pool.json"
+        self.brokers = self.state / "brokers.json"
+        self.program = root / "bin" / "backstep"
+        self.logs = root / "log"
+
+    def release(self, release: str) -> Path:
+        """The directory of a release."""
+        return self.releases / release
+
+    def app(self, release: str) -> Path:
+        """The code of a release, which is the working directory of its workers."""
+        return self.release(release) / "app"
+
+    def config(self, release: str) -> Path:
+        """The rendered config of a release."""
+        return self.release(release) / "config"
+
+    def unit(self, release: str) -> Path:
+        """The rendered units of a release, and its launcher."""
+        return self.release(release) / "unit"
+
+    def broker_environment(self, release: str) -> Path:
+        """The file with the broker's URL that a release's workers read at start; outside of the seal."""
+        return self.state / f"broker-{release}.env"
+
+
+def expand_command(spec: Spec, layout: Layout, queues: list[str]) -> list[str]:
+    """The arguments of one worker process; ``{worker}`` stays in, as the launcher alone knows the process id."""
+    result: list[str] = []
+    for given in spec.command:
+        if given == "{queues}":
+            result.extend(queues)
+        else:
+            result.append(fill_in(given, spec.id, layout).replace("{queues}", ",".join(queues)))
+    return result
+
+
+def fill_in(word: str, release: str, layout: Layout) -> str:
+    """A word of a command with ``{release}``, ``{app}`` and ``{config}`` as the paths that they stand for."""
+    places = {"release": layout.release(release), "app": layout.app(release), "config": layout.config(release)}
+    for name, path in places.items():
+        word = word.replace("{" + name + "}", str(path))
+    return word
+
+
+def worker_environment(spec: Spec, pool: Pool, layout: Layout, index: int, queues: list[str]) -> dict[str, str]:
+    """What each worker process finds in its environment besides ``pool_env`` and the broker's URL. No secrets."""
+    return {
+        "BACKSTEP_ROOT": str(layout.root),
+        "BACKSTEP_POOL": pool.name,
+        "BACKSTEP_RELEASE": spec.id,
+        "BACKSTEP_VERSION": spec.version,
+        "BACKSTEP_CONFIG": str(layout.config(spec.id)),
+        "BACKSTEP_QUEUES": ",".join(queues),
+        "BACKSTEP_WORKER": worker_prefix(pool.name, spec.id, pool.host, index),
+    }
+
+
+def environment_file(variables: dict[str, str]) -> bytes:
+    """Variables in the one notation that systemd's ``EnvironmentFile`` and POSIX word splitting read alike."""
+    lines = []
+    for name, value in sorted(variables.items()):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        lines.append(f'{name}="{escaped}"\n')
+    return "".join(lines).encode()
+
+
+def read_link(link: Path) -> Optional[str]:
+    """The release that ``current`` names; None when there is no such link."""
+    if not link.is_symlink():
+        return None
+    return Path(link.readlink() if hasattr(link, "readlink") else link.resolve()).name

@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Taking and giving back the lease of a host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._rollout.rules import Grant, Moment, decide_grant
+from .._rollout.state import BAD, PoolState
+from . import asking
+from .host import Host
+
+
+def take(
+    host: Host,
+    now: Moment,
+    *,
+    rollout: int,
+    kind: str,
+    owner: dict[str, Any],
+    seconds: float,
+    adopt: str = "",
+    check_mode: bool = False,
+) -> Grant:
+    """Ask for the lease; what was granted.
+
+    :param seconds: how long it lasts after the last step under it.
+    :raises LeaseHeld: somebody else holds it.
+    """
+    if check_mode:
+        return decide_grant(host.state(), now, token=rollout, kind=kind, owner=owner, adopt=adopt)
+    request: dict[str, Any] = {"token": rollout, "kind": kind, "owner": owner, "adopt": adopt}
+    with asking.asked_for(host, request), host.locked():
+        grant = decide_grant(host.state(), now, **request)
+        if grant.how != "kept":
+            host.remember_pool()
+            host.note("lease_granted", grant.token, kind=kind, owner=owner, seconds=seconds, how=grant.how)
+        return grant
+
+
+def give_back(
+    host: Host, rollout: int, owner: dict[str, Any], quarantine: str, reason: str, check_mode: bool
+) -> list[dict[str, Any]]:
+    """Give the lease back if this rollout holds it, marking ``quarantine`` as bad first; what was done.
+
+    :param owner: who was granted it: two runs that looked at the same time have given themselves the same number.
+
+    A lease that has passed to somebody else by now is left to them.
+    """
+    if check_mode:
+        # Nothing was granted that could be given back: shown is what the real run does.
+        return _giving_back(host.state(), rollout, quarantine)
+    with host.locked():
+        state = host.state()
+        lease = state.lease
+        if lease is None or lease.released or lease.token != rollout or lease.owner.get("run") != owner.get("run"):
+            return []
+        actions = _giving_back(state, rollout, quarantine)
+        for action in actions:
+            if action["action"] == "quarantine":
+                host.note("quarantined", rollout, release=quarantine, reason=reason)
+            else:
+                host.note("lease_released", rollout)
+        return actions
+
+
+def _giving_back(state: PoolState, rollout: int, quarantine: str) -> list[dict[str, Any]]:
+    actions: list[dict[str, Any]] = []
+    if state.state_of(quarantine) not in (None, BAD) and state.current != quarantine:
+        actions.append({"action": "quarantine", "release": quarantine})
+    return [*actions, {"action": "give_back", "rollout": rollout}]

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Staging: what a release needs on a host, checked and then stored, with nothing that runs being touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+from .._rollout.errors import BadInput, HostUnfit, ReleaseRefused
+from .._rollout.hook_steps import AFTER_STAGE, BEFORE_STAGE, DONE
+from .._rollout.hooks import plan_hooks
+from .._rollout.plans import Action
+from .._rollout.rules import require_target
+from .._rollout.state import BAD, STAGED, UNFINISHED, PoolState
+from .files import read_if_there
+from .hooks import run_hook
+from .host import Host
+from .info import describe_host
+from .layout import Spec
+from .store import Content, check_user
+
+_SPARE_BYTES = 64 * 2**20
+
+
+def plan_host(
+    host: Host,
+    spec: Spec,
+    *,
+    program_digest: str,
+    broker_url: str,
+    needed_bytes: int,
+    wish: str = "",
+    once: bool = False,
+) -> dict[str, Any]:
+    """Check that the release can be brought to this host, changing nothing; what there is and what staging would do.
+
+    :param program_digest: SHA-256 of the host program that belongs to this version of the collection.
+    :param once: whether hooks that are meant for one host run on this one.
+    :raises HostUnfit: no privilege, no room, a root that can't be used, no supervisor.
+    :raises BadInput: a user that can't own workers.
+    :returns: also ``refused``: why the release can't be deployed here, as it is quarantined, or "".
+    """
+    host.check_paths()
+    check_user(spec.user)
+    _check_conf_dir(host)
+    supervisor = host.supervisor.check()
+    state = host.state()
+    actions = stage_actions(host, state, spec, program_digest, broker_url, once)
+    if any(action["action"] == "build" for action in actions):
+        host.check_space(needed_bytes + _SPARE_BYTES)
+    return {
+        "changed": bool(actions),
+        "actions": actions,
+        "release": spec.id,
+        "refused": _refusal(state, spec.id),
+        "supervisor": supervisor,
+        "pool_state": describe_host(host, verify=True, wish=wish),
+    }
+
+
+def _refusal(state: PoolState, release: str) -> str:
+    """Told, not raised: a rollout that was interrupted has to be finished all the same."""
+    if state.state_of(release) != BAD:
+        return ""
+    try:
+        require_target(state, release)
+    except ReleaseRefused as error:
+        return str(error)
+    return ""
+
+
+def stage_actions(
+    host: Host, state: PoolState, spec: Spec, program_digest: str, broker_url: str, once: bool
+) -> list[Action]:
+    """What staging does; an empty list when all is stored already, byte for byte."""
+
+    def of_step(step: str) -> list[Action]:
+        return plan_hooks(spec.id, spec.hooks, step, once=once, ran=state.ran.get(spec.id, ()))
+
+    actions: list[Action] = []
+    if host.program_digest() != program_digest:
+        actions.append({"action": "install_program"})
+    if not host.knows_broker(spec.broker, broker_url):
+        actions.append({"action": "remember_broker", "broker": spec.broker})
+    status = state.state_of(spec.id)
+    if status in (None, UNFINISHED) or host.store.problems(spec.id, state.releases[spec.id].seal):
+        stored = [{"action": "build", "release": spec.id}, {"action": "seal", "release": spec.id}]
+        actions += [*of_step(BEFORE_STAGE), *stored, *of_step(AFTER_STAGE)]
+    elif status == STAGED:
+        # Whoever stored it may have died before they had run.
+        actions += of_step(AFTER_STAGE)
+    return actions
+
+
+def stage_host(
+    host: Host,
+    spec: Spec,
+    content: Content,
+    *,
+    rollout: int,
+    program: bytes,
+    broker_url: str,
+    once: bool = False,
+) -> dict[str, Any]:
+    """Store and seal the release; nothing that runs is touched. It stops at a hook that doesn't go well.
+
+    :param program: the bytes of the host program.
+    :param once: whether hooks that are meant for one host run on this one.
+    :raises ReleaseDamaged: the release is stored, differs from its seal, and runs: it can't be built anew under it.
+    """
+    with host.locked():
+        state = host.require(rollout)
+        actions = stage_actions(host, state, spec, hashlib.sha256(program).hexdigest(), broker_url, once)
+        hooked: list[dict[str, Any]] = []
+        for number, action in enumerate(actions, 1):
+            if action["action"] == "install_program":
+                host.install_program(program)
+            elif action["action"] == "remember_broker":
+                host.remember_broker(spec.broker, broker_url)
+            elif action["action"] == "build":
+                _build(host, state, spec, content, rollout)
+            elif action["action"] == "hook":
+                staging = (spec, content.environment)
+                hooked.append(run_hook(host, action, rollout, state.current, spec.id, staging))
+                if hooked[-1]["outcome"] != DONE:
+                    actions = actions[:number]
+                    break
+    return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked}
+
+
+def _build(host: Host, state: PoolState, spec: Spec, content: Content, rollout: int) -> None:
+    if host.running().get(spec.id):
+        host.store.verify(spec.id, state.releases[spec.id].seal)
+    host.note("stage_started", rollout, release=spec.id, version=spec.version)
+    seal = host.store.stage(spec, content, host.supervisor.render(spec))
+    host.note("staged", rollout, release=spec.id, seal=seal, barrier=spec.barrier, hooks=spec.hooks)
+
+
+def _check_conf_dir(host: Host) -> None:
+    directory = host.pool.conf_dir
+    if not os.path.isdir(directory) or not os.access(directory, os.W_OK):
+        raise HostUnfit(
+            f"Units can't be installed: {directory} is not a directory that user {os.geteuid()} may write to.",
+            left="Nothing was changed.",
+            next_step="Run the play with become: true, or set pool_supervisor_conf_dir.",
+        )
+
+
+def read_program(path: str) -> bytes:
+    """The host program as it was sent to this host.
+
+    :raises BadInput: it isn't there.
+    """
+    from pathlib import Path
+
+    raw = read_if_there(Path(path)) if path else None
+    if raw is None:
+        raise BadInput("The host program did not reach this host.", left="Nothing was changed.")
+    return raw
