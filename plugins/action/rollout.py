@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Decides for the fleet between the steps: the hosts' answers go in, data that the next step reads comes out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any, Callable, Optional
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
+from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
+from ansible_collections.backstep.workers.plugins.plugin_utils import report, text
+from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
+
+OPTIONS: dict[str, Any] = {
+    "operation": {"type": "str", "required": True, "choices": ["plan", "note", "end", "status", "report"]},
+    "pool": {"type": "str", "required": True},
+    "kind": {"type": "str", "default": "deploy", "choices": ["deploy", "rollback"]},
+    "all_hosts": {"type": "list", "elements": "str", "default": []},
+    "partial": {"type": "bool", "default": False},
+    "skip": {"type": "list", "elements": "str", "default": []},
+    "cross_barrier": {"type": "bool", "default": False},
+    "waves": {"type": "list", "elements": "raw", "default": []},
+    "min_consuming": {"type": "raw", "default": ""},
+    "queues": {"type": "list", "elements": "raw", "default": []},
+    "processes": {"type": "int", "default": 1},
+    "confirm_timeout": {"type": "float", "default": 600.0},
+    "lease_timeout": {"type": "float", "default": 300.0},
+    "hooks": {"type": "dict", "default": {}},
+    "wave_seconds": {"type": "float", "default": 0.0},
+    "answers": {"type": "str", "default": ""},
+    "broker": {"type": "dict", "default": {}},
+    "plan": {"type": "dict", "default": {}},
+    "record": {"type": "dict", "default": {}},
+    "hosts": {"type": "list", "elements": "str", "default": []},
+    "steps": {"type": "list", "elements": "dict", "default": []},
+    "verdicts": {"type": "str", "default": ""},
+    "touches": {"type": "bool", "default": False},
+    "recovered": {"type": "list", "elements": "dict", "default": []},
+    "report_dir": {"type": "str", "default": ""},
+    "journals": {"type": "str", "default": ""},
+    "asked": {"type": "float"},
+}
+
+
+class ActionModule(ActionBase):
+    """Runs on the controller, once for all hosts."""
+
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
+        """Do one operation."""
+        super().run(tmp, task_vars)
+        self._variables = task_vars or {}
+        operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "plan": self._plan,
+            "note": self._note,
+            "end": self._end,
+            "status": self._status,
+            "report": self._report,
+        }
+        validation = ArgumentSpecValidator(OPTIONS).validate(self._task.args)
+        try:
+            if validation.error_messages:
+                raise BadInput("; ".join(validation.error_messages) + ".", left="Nothing was changed.")
+            params = dict(validation.validated_parameters)
+            return {"changed": False, **operations[params["operation"]](params)}
+        except BackstepError as error:
+            return {"failed": True, **error.result()}
+
+    def _answers(self, variable: str, hosts: list[str]) -> dict[str, Optional[dict[str, Any]]]:
+        hostvars = self._variables["hostvars"]
+        return {host: hostvars[host].get(variable) for host in hosts}
+
+    def _show(self, lines: list[str]) -> None:
+        for line in lines:
+            Display().display(line)
+
+    def _plan(self, params: dict[str, Any]) -> dict[str, Any]:
+        playing = list(self._variables["ansible_play_hosts_all"])
+        batch, skip = self._variables["ansible_play_batch"], params["skip"]
+        left_out = fleet.left_out(params["all_hosts"], playing, batch, skip, params["partial"])
+        answers = self._answers(params["answers"], [host for host in playing if host not in skip])
+        dead = owners.dead_runs(answers)
+        if params["kind"] == "deploy":
+            fleet.require_unpaused(params["broker"])
+            plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"])
+            fleet.hold_consuming(
+                plan,
+                params["min_consuming"],
+                answers,
+                params["queues"],
+                params["processes"],
+                params["broker"].get("workers") or [],
+            )
+            hooks = hooks_of(params["hooks"])
+            fleet.require_lease_time(hooks, params["lease_timeout"])
+            wave_seconds = params["wave_seconds"] + seconds_of(hooks, AFTER_SWITCH)
+            fleet.require_time(plan, wave_seconds, params["confirm_timeout"], seconds_of(hooks, BEFORE_CONFIRM))
+        else:
+            plan = fleet.plan_rollback(answers, dead, params["partial"], params["cross_barrier"])
+        plan.left_out = left_out
+        lines = text.plan_lines(params["pool"], plan, self._task.check_mode)
+        self._show(lines)
+        record = records.begin_record(plan, answers)
+        owner = {**owners.this_run(), "left_out": left_out}
+        broker = params["broker"]
+        return {
+            "plan": {
+                **asdict(plan),
+                "needed": plan.needed,
+                "owner": owner,
+                "baseline": fleet.baseline(plan, broker.get("workers") or []),
+                "broker_before": {name: broker.get(name) for name in ("queues", "server") if name in broker},
+            },
+            "record": record,
+            "text": lines,
+        }
+
+    def _note(self, params: dict[str, Any]) -> dict[str, Any]:
+        record = records.copy_record(params["record"])
+        # What was skipped was not asked: in check mode nothing runs that could answer.
+        for step in [] if self._task.check_mode else params["steps"]:
+            asked = self._asked(step["variable"], params["hosts"])
+            judges = step.get("judges", True)
+            records.note_step(
+                record, list(asked), step["name"], asked, step["key"], touches=params["touches"], judges=judges
+            )
+        if params["verdicts"] and not self._task.check_mode:
+            records.note_verdicts(record, self._asked(params["verdicts"], params["hosts"]))
+        gone = records.workers_gone(params["pool"], record)
+        # For the report: how long it took to notice, and between which moments a host's clock was read.
+        record["noted"] = time.time()
+        if record["verdict"] != GOOD:
+            record.setdefault("noticed", record["noted"])
+        return {"record": {**record, "reasons": records.reasons(record), "workers_gone": gone}}
+
+    def _asked(self, variable: str, hosts: list[str]) -> dict[str, Optional[dict[str, Any]]]:
+        answers = self._answers(variable, hosts)
+        return {host: answer for host, answer in answers.items() if not (answer and answer.get("skipped"))}
+
+    def _end(self, params: dict[str, Any]) -> dict[str, Any]:
+        playing = [host for host in self._variables["ansible_play_hosts_all"] if host not in params["plan"]["left_out"]]
+        journals = self._answers(params["journals"], playing) if params["journals"] else {}
+        outcome = {**records.outcome(params["plan"], params["record"]), "recovered": params["recovered"]}
+        data = report.report_data(params["pool"], params["plan"], params["record"], outcome, journals, params["broker"])
+        lines = text.end_lines(params["pool"], params["plan"], params["record"], outcome, self._task.check_mode)
+        lines += text.care_lines(outcome, params["broker"])
+        if params["report_dir"] and not self._task.check_mode:
+            lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
+        self._show(lines)
+        why = f" Why: {outcome['reasons']}" if outcome["reasons"] else ""
+        return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, "outcome": outcome}
+
+    def _status(self, params: dict[str, Any]) -> dict[str, Any]:
+        playing = list(self._variables["ansible_play_hosts_all"])
+        answers = self._answers(params["answers"], playing)
+        lines = text.status_lines(params["pool"], answers, params["broker"])
+        self._show(lines)
+        silent = [host for host, answer in answers.items() if fleet.failure_of(answer, "pool_state")]
+        silent += ["the broker"] if fleet.failure_of(params["broker"], "queues") else []
+        return {"text": lines, "ok": not silent, "silent": silent}
+
+    def _report(self, params: dict[str, Any]) -> dict[str, Any]:
+        journals = self._answers(params["journals"], list(self._variables["ansible_play_hosts_all"]))
+        data = data_from_journals(params["pool"], journals, params["broker"], params["asked"])
+        lines = [text.end_sentence(data["pool"], data["ended"], data["release"], list(data["back_to"].values()))]
+        if not self._task.check_mode:
+            lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
+        self._show(lines)
+        return {"text": lines, "silent": [host for host in journals if host not in data["clocks"]]}

@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """Documentation that the modules for the broker share."""
+
+    DOCUMENTATION = r"""
+options:
+  engine:
+    description: The queue library. This version knows V(rq).
+    type: str
+    required: true
+  broker_url:
+    description:
+      - Where the broker is, for example V(redis://:password@redis.example.org:6379/0).
+      - Its password is never shown.
+    type: str
+    required: true
+  timeout:
+    description: How many seconds the broker may take for any single answer.
+    type: float
+    default: 5.0
+requirements:
+  - Python 3.9 or newer on the machine that talks to the broker.
+  - The Python package C(redis) there, for O(engine=rq).
+notes:
+  - Runs on any machine that reaches the broker, usually the controller (C(delegate_to=localhost)).
+"""

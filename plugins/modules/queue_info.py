@@ -1,0 +1,147 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: Backstep contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: queue_info
+short_description: Count a pool's tasks by state, and tell which workers take them
+version_added: 0.1.0
+description:
+  - Reads the state of queues, the workers that are registered, what they execute, and whether the queues are paused.
+  - Changes nothing in the broker, and loads no task's payload.
+  - A broker that can't be read is a failure. It is never reported as empty.
+author:
+  - Backstep contributors (@backstep)
+extends_documentation_fragment:
+  - backstep.workers.pool
+  - backstep.workers.broker
+attributes:
+  diff_mode:
+    support: none
+options:
+  queues:
+    description:
+      - The queues to count. An item may be a list of queues that one process listens to.
+      - Empty means every queue that the broker knows.
+    type: list
+    elements: raw
+    default: []
+  prove_rights:
+    description:
+      - Whether to also prove that the broker's user may pause and move tasks. What this writes is gone within
+        the same step.
+      - Not done in check mode.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: See what waits
+  backstep.workers.queue_info:
+    engine: rq
+    broker_url: redis://redis.example.org:6379/0
+    queues: [mail, reports]
+  register: broker
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+queues:
+  description: >-
+    By queue the number of tasks that are C(waiting), C(scheduled), C(executing), C(retrying), C(dead), C(parked),
+    C(abandoned) (held
+    by a worker that is gone) and C(deferred), C(oldest_waiting_seconds), and C(workers) that listen. What the
+    engine can't tell is null.
+  type: dict
+  returned: success
+  sample: {"mail": {"waiting": 12, "executing": 4, "dead": 0, "oldest_waiting_seconds": 0.8, "workers": 4}}
+workers:
+  description: >-
+    The registered workers. C(name), C(parsed) (C(pool), C(release), C(host), C(index), C(pid), or null),
+    C(queues), C(state),
+    C(pid), C(hostname), C(birth) and C(last_heartbeat) (epoch seconds), C(current_task), C(finished), C(failed),
+    C(connected).
+  type: list
+  elements: dict
+  returned: success
+  sample: [{"name": "mail/2.4.0-3fa9c1d2/w1/1/4711", "queues": ["mail"], "state": "idle", "finished": 12, "failed": 0}]
+executing:
+  description: Tasks that workers hold. C(id), C(task) (its name), C(queue), C(worker), C(started) (epoch seconds).
+  type: list
+  elements: dict
+  returned: success
+  sample: [{"id": "6f1c", "task": "mail.send", "queue": "mail", "started": 1795243024.3}]
+paused:
+  description: >-
+    The pause. C(paused), C(by_person) (somebody else than Backstep made it), C(owner), C(since) and C(expires_in)
+    (seconds) of the lease.
+  type: dict
+  returned: success
+  sample: {"paused": false, "by_person": false, "owner": null, "since": null, "expires_in": null}
+capabilities:
+  description: >-
+    What this engine's mechanisms are like, for example what SIGKILL does to an executing task (C(kill_effect)).
+  type: dict
+  returned: success
+  sample: {"pause_scope": "broker", "kill_effect": "sticks", "unknown_task": "dead"}
+server:
+  description: The broker. C(version), C(role), C(uptime) (seconds), C(time) (epoch seconds).
+  type: dict
+  returned: success
+  sample: {"version": "7.0.15", "role": "master", "uptime": 86400, "time": 1795243024.3}
+actions:
+  description: Always empty, as this module changes nothing.
+  type: list
+  elements: dict
+  returned: success
+  sample: []
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.backstep.workers.plugins.module_utils._broker_args import (
+    BROKER_OPTIONS,
+    as_result,
+    open_broker,
+    queue_names,
+)
+from ansible_collections.backstep.workers.plugins.module_utils._module import run
+
+
+def work(module: AnsibleModule) -> dict[str, Any]:
+    """Read everything."""
+    params = module.params
+    with open_broker(params) as engine:
+        server = engine.check(write=params["prove_rights"] and not module.check_mode)
+        queues = queue_names(params["queues"]) if params["queues"] else engine.known_queues()
+        return {
+            "changed": False,
+            "actions": [],
+            "server": server,
+            "queues": {state.queue: as_result(state) for state in engine.queue_states(queues)},
+            "workers": [as_result(worker) for worker in engine.workers()],
+            "executing": [as_result(task) for task in engine.executing(queues)],
+            "paused": as_result(engine.pause_state()),
+            "capabilities": as_result(engine.capabilities),
+        }
+
+
+def main() -> None:
+    """Wire options to work."""
+    module = AnsibleModule(
+        argument_spec={
+            **BROKER_OPTIONS,
+            "queues": {"type": "list", "elements": "raw", "default": []},
+            "prove_rights": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    run(module, lambda: work(module))
+
+
+if __name__ == "__main__":
+    main()

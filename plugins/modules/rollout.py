@@ -1,0 +1,188 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: Backstep contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: rollout
+short_description: Decide for the whole fleet what a rollout does next
+version_added: 0.1.0
+description:
+  - Runs on the controller, once for all hosts, and reads what the hosts have answered to the other modules. It
+    changes no host.
+  - The role P(backstep.workers.pool#role) calls it between its steps. It is no use on its own.
+author:
+  - Backstep contributors (@backstep)
+options:
+  operation:
+    description:
+      - V(plan) decides whether and how a rollout is done. V(note) enters answers into the record of the rollout.
+        V(end) shows how it ended and
+        writes the report. V(status) shows the pool. V(report) writes the report of the last rollout from the journals
+        alone.
+    type: str
+    required: true
+    choices: [plan, note, end, status, report]
+  pool:
+    description: The name of the pool.
+    type: str
+    required: true
+  kind:
+    description: What kind of rollout to plan.
+    type: str
+    default: deploy
+    choices: [deploy, rollback]
+  all_hosts:
+    description: All the hosts of the pool, whatever the run is limited to.
+    type: list
+    elements: str
+    default: []
+  partial:
+    description: Whether a run on part of the pool is wanted.
+    type: bool
+    default: false
+  skip:
+    description: Hosts of the pool that are left out, by name.
+    type: list
+    elements: str
+    default: []
+  cross_barrier:
+    description: Whether a rollback may lead out of a release that declares that it can't be undone.
+    type: bool
+    default: false
+  waves:
+    description: How many hosts are switched together, as numbers or percentages.
+    type: list
+    elements: raw
+    default: []
+  min_consuming:
+    description: How many worker processes have to consume each queue at every moment, as a number or a percentage of
+      those that the pool will have. Empty or 0 means none.
+    type: raw
+    default: ''
+  queues:
+    description: The queues, as in C(pool_queues). Only with O(min_consuming).
+    type: list
+    elements: raw
+    default: []
+  processes:
+    description: Worker processes for each item of O(queues).
+    type: int
+    default: 1
+  confirm_timeout:
+    description: After how many seconds the guard takes a host back.
+    type: float
+    default: 600.0
+  lease_timeout:
+    description: How many seconds the lease of a host outlives the last step.
+    type: float
+    default: 300.0
+  hooks:
+    description: The hooks of the release that is deployed, as for M(backstep.workers.release).
+    type: dict
+    default: {}
+  wave_seconds:
+    description: How many seconds proving one wave may take, at most.
+    type: float
+    default: 0.0
+  answers:
+    description: The variable in which each host's answer was registered, for O(operation=plan) and O(operation=status).
+    type: str
+    default: ''
+  broker:
+    description: The answer of M(backstep.workers.queue_info).
+    type: dict
+    default: {}
+  plan:
+    description: The plan that O(operation=plan) has returned.
+    type: dict
+    default: {}
+  record:
+    description: The record of the rollout so far.
+    type: dict
+    default: {}
+  hosts:
+    description: The hosts whose answers are to be entered.
+    type: list
+    elements: str
+    default: []
+  steps:
+    description: The answers to enter, with C(name), C(variable), C(key) (what a good answer has) and C(judges) (whether
+      one that isn't good speaks against the rollout).
+    type: list
+    elements: dict
+    default: []
+  verdicts:
+    description: The variable in which each host's health verdict was registered.
+    type: str
+    default: ''
+  touches:
+    description: Whether the hosts are changed by these steps.
+    type: bool
+    default: false
+  recovered:
+    description: The tasks that were taken back from workers that are gone, from M(backstep.workers.task_move).
+    type: list
+    elements: dict
+    default: []
+  report_dir:
+    description: The directory on the controller that the report is written to. Empty means none.
+    type: str
+    default: ''
+  journals:
+    description: The variable in which each host's journal was registered, for the report.
+    type: str
+    default: ''
+  asked:
+    description: The controller's clock before the hosts were asked for their journals, in epoch seconds, to tell clocks
+      that differ. Only with O(operation=report).
+    type: float
+"""
+
+EXAMPLES = r"""
+- name: Decide what to do
+  backstep.workers.rollout:
+    operation: plan
+    pool: mail
+    kind: rollback
+    answers: pool__looked
+  run_once: true
+"""
+
+RETURN = r"""
+plan:
+  description: What the rollout will do. C(needed), C(rollout) (its number), C(release), C(hosts), C(waves), C(owner)
+    and more.
+  type: dict
+  returned: with O(operation=plan)
+  sample: {"needed": true, "rollout": 12, "release": "2.4.0-3fa9c1d2", "hosts": ["w1", "w2"]}
+record:
+  description: The record of the rollout. C(verdict), C(reasons), C(touched) and C(hosts).
+  type: dict
+  returned: with O(operation=plan) and O(operation=note)
+  sample: {"verdict": "good", "reasons": "", "touched": ["w1"]}
+ok:
+  description: Whether the pool is where it was asked to be, or whether all that was asked for its status has answered.
+  type: bool
+  returned: with O(operation=end) and O(operation=status)
+  sample: true
+message:
+  description: How it ended and why, in one line.
+  type: str
+  returned: with O(operation=end)
+  sample: "Pool mail went back to 2.3.0-11d0a7b2. Why: w1: canary: no worker finished a task"
+silent:
+  description: Who gave no answer.
+  type: list
+  elements: str
+  returned: with O(operation=status)
+  sample: []
+text:
+  description: What was shown, line by line.
+  type: list
+  elements: str
+  returned: with O(operation=plan), O(operation=end) and O(operation=status)
+  sample: ["Pool mail: 2.3.0-11d0a7b2 -> 2.4.0-3fa9c1d2 on 3 hosts"]
+"""

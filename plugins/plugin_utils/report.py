@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The report of one rollout: gathered as plain JSON, then written as a page, as Markdown and as that JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from .report_markdown import markdown
+from .report_page import page
+from .report_times import phases, skew, times
+
+SCHEMA = 1
+
+Journals = Mapping[str, Optional[Mapping[str, Any]]]
+
+
+def report_data(
+    pool: str,
+    plan: Mapping[str, Any],
+    record: Mapping[str, Any],
+    outcome: Mapping[str, Any],
+    journals: Journals,
+    broker: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that the report says, as plain JSON: the JSON file is this, and the page is drawn from nothing else.
+
+    :param outcome: as ``record.outcome`` gives it, with ``recovered``.
+    :param journals: each host's answer to ``release_info`` with ``events``.
+    """
+    return {
+        "kind": plan["kind"],
+        "release": plan["release"],
+        "before": plan["before"],
+        "back_to": {host: plan["back_to"][host] for host in [*plan["hosts"], *plan["unfinished"]]},
+        "waves": plan["waves"],
+        "owner": {key: plan["owner"].get(key) for key in ("user", "controller")},
+        "ended": outcome["ended"],
+        "ok": outcome["ok"],
+        "reasons": outcome["reasons"],
+        "hosts": {
+            host: {
+                "now": outcome["hosts"].get(host, plan["before"].get(host)),
+                "exception": outcome["exceptions"].get(host, ""),
+                "touched": host in record["touched"],
+                **record["hosts"].get(host, {"steps": {}, "verdict": "", "reason": ""}),
+            }
+            for host in {**plan["before"], **record["hosts"]}
+        },
+        "recovered": outcome["recovered"],
+        "hooks": record["hooks"],
+        **observed(pool, plan["rollout"], journals, broker, noticed=record.get("noticed"), asked=record.get("noted")),
+    }
+
+
+def observed(
+    pool: str,
+    rollout: int,
+    journals: Journals,
+    broker: Mapping[str, Any],
+    *,
+    noticed: Optional[float],
+    asked: Optional[float],
+) -> dict[str, Any]:
+    """The part of a report that the journals and the broker tell by themselves.
+
+    :param noticed: when the controller first had a verdict that isn't good, epoch seconds; None: not known.
+    :param asked: the controller's clock before the hosts were asked for their journals; None: not known.
+    """
+    events: list[dict[str, Any]] = []
+    clocks = {}
+    timeline = {}
+    for host, answer in journals.items():
+        state = (answer or {}).get("pool_state")
+        if not state:
+            continue
+        clocks[host] = state["clock"]
+        mine = [event for event in state["events"] if event["token"] == rollout]
+        timeline[host] = phases(mine)
+        events += [{"host": host, **event} for event in mine]
+    now = time.time()
+    return {
+        "schema": SCHEMA,
+        "pool": pool,
+        "rollout": rollout,
+        "events": sorted(events, key=lambda event: event["time"]),
+        "phases": timeline,
+        # What drains on is no part of the rollout's time: nobody waits for it.
+        "times": times([event for event in events if event["by"] != "reaper"], noticed),
+        "clocks": clocks,
+        "skew": skew(clocks, asked, now),
+        "queues": broker.get("queues") or {},
+        "written": now,
+    }
+
+
+def write(data: Mapping[str, Any], directory: str) -> list[str]:
+    """Write the report as ``<pool>-<rollout>.html``, ``.md`` and ``.json``; the paths, in this order."""
+    folder = Path(directory).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "html": page(data),
+        "md": markdown(data),
+        "json": json.dumps(data, indent=1, sort_keys=True) + "\n",
+    }
+    paths = []
+    for extension, text in texts.items():
+        path = folder / f"{data['pool']}-{data['rollout']}.{extension}"
+        path.write_text(text, encoding="utf-8")
+        paths.append(str(path))
+    return paths

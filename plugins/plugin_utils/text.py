@@ -1,0 +1,230 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What people read in the terminal: the plan before, the outcome after, the status."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan, failure_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
+
+QUEUE_COLUMNS = ("waiting", "scheduled", "executing", "retrying", "dead", "parked", "workers")
+
+
+def clock(epoch: Optional[float]) -> str:
+    """A point in time, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch)) if epoch else "-"
+
+
+def hosts_text(hosts: Sequence[str], most: int = 6) -> str:
+    """Hosts by name, cut where the line gets too long."""
+    return ", ".join(hosts[:most]) + (f" and {len(hosts) - most} more" if len(hosts) > most else "")
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Rows as lines with aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return [(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths))).rstrip() for row in rows]
+
+
+def _one(values: Sequence[Optional[str]]) -> str:
+    names = sorted({value or "nothing" for value in values})
+    return " / ".join(names) if names else "nothing"
+
+
+def plan_lines(pool: str, plan: FleetPlan, check_mode: bool) -> list[str]:
+    """Where the rollout will go, said before it goes."""
+    would = "would go" if check_mode else "goes"
+    if plan.unfinished:
+        back = _one([plan.back_to[host] for host in plan.unfinished])
+        return [
+            f"Pool {pool}: an interrupted rollback is finished first, to {back} on {hosts_text(plan.unfinished)}.",
+            f"{plan.release} is not deployed by this run.",
+        ]
+    if not plan.hosts:
+        return [
+            f"Pool {pool} is on {plan.release or 'no release'} on all {len(plan.settled)} hosts already: nothing to do."
+        ]
+    before = _one([plan.before[host] for host in plan.hosts])
+    way = f"{would} {'back ' if plan.kind == 'rollback' else ''}from {before} to {plan.release or 'nothing running'}"
+    total = len(plan.hosts) + len(plan.settled)
+    lines = [f"Pool {pool} {way} on {len(plan.hosts)} of {total} hosts (rollout {plan.rollout})."]
+    if plan.kind == "deploy":
+        lines += [
+            f"  wave {number} of {len(plan.waves)}: {hosts_text(wave)}" for number, wave in enumerate(plan.waves, 1)
+        ]
+        lines.append(
+            f"  if it is not good: back to {_one([plan.back_to[host] for host in plan.hosts])}, every touched host"
+        )
+    if plan.left_out:
+        names = hosts_text(plan.left_out)
+        lines.append(f"  left out on purpose: {names}; status names them until they are taken along")
+    if plan.adopt:
+        lines.append(f"  taking over from a run that has died on {hosts_text(sorted(plan.adopt))}")
+    return lines
+
+
+_ENDS = {
+    "deployed": "is on {release}",
+    "rolled_back": "went back to {back}",
+    "stopped": "was not touched",
+    "superseded": "was superseded: another rollout decides where it is from here on",
+    "mixed": "NEEDS A PERSON: not every touched host is where it should be",
+}
+
+
+def end_sentence(pool: str, ended: str, release: Optional[str], back_to: Sequence[Optional[str]]) -> str:
+    """How a rollout ended, in a sentence.
+
+    :param release: that it was to bring the pool to.
+    :param back_to: where each of its hosts goes back to.
+    """
+    return f"Pool {pool} {_ENDS[ended].format(release=release or 'no release', back=_one(back_to))}."
+
+
+def end_lines(
+    pool: str, plan: Mapping[str, Any], record: Mapping[str, Any], outcome: Mapping[str, Any], check_mode: bool
+) -> list[str]:
+    """How the rollout ended, a line for each host, and what to type next."""
+    if check_mode:
+        return [f"Check mode: nothing was changed. Pool {pool} would be on {plan['release']}."]
+    back = [plan["back_to"][host] for host in [*plan["hosts"], *plan["unfinished"]]]
+    lines = [end_sentence(pool, outcome["ended"], plan["release"], back)]
+    rows = [("host", "before", "now", "verdict", "why")]
+    for host, where in outcome["hosts"].items():
+        entry = record["hosts"].get(host, {})
+        touched = host in record["touched"]
+        said = dict.fromkeys(filter(None, (entry.get("reason"), outcome["exceptions"].get(host))))
+        why = "; ".join(said) or ("" if touched else "not touched")
+        now = where or ("not known" if host in outcome["exceptions"] else "nothing")
+        verdict = entry.get("verdict", "-") if touched else "-"
+        rows.append((host, str(plan["before"].get(host) or "nothing"), now, verdict, why))
+    lines += table(rows)
+    lines += [f"  ! {why}" for why in failed_hooks(record)]
+    if record["held"]:
+        lines += [f"next: {text}" for text in dict.fromkeys(error["next"] for error in record["held"].values())]
+    elif outcome["ended"] == "mixed":
+        lines.append("next: ansible-playbook backstep.workers.status, then backstep.workers.rollback")
+    elif outcome["ended"] == "rolled_back" and plan["kind"] == "deploy":
+        lines.append("next: mend the release and deploy it again; see: ansible-playbook backstep.workers.status")
+    return lines
+
+
+def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:
+    """What needs care: tasks that were taken back from workers that are gone, by id, and how the queues are."""
+    lines = []
+    cut_off = [task for task in outcome["recovered"] if task["started"] or task["worker"]]
+    for to, what in (
+        ("waiting", "may run twice"),
+        ("scheduled", "will be tried again"),
+        ("dead", "failed, to be replayed"),
+    ):
+        ids = [task["id"] for task in cut_off if task["to"] == to]
+        if ids:
+            lines.append(f"  {len(ids)} task(s) were cut off; {what}: {', '.join(ids)}")
+    ids = [task["id"] for task in outcome["recovered"] if task not in cut_off]
+    if ids:
+        lines.append(f"  {len(ids)} task(s) were put back that a worker had taken and never begun: {', '.join(ids)}")
+    return lines + _queue_lines(broker)
+
+
+def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:
+    """The pool, host by host, and its queues."""
+    rows = [("host", "current", "state", "since", "running", "last rollout")]
+    notes = []
+    barriers: dict[str, str] = {}
+    for host, answer in answers.items():
+        why = failure_of(answer, "pool_state")
+        if why:
+            rows.append((host, "?", "?", "?", "?", "?"))
+            notes.append(f"  ! {host}: {why}")
+            continue
+        state = answer["pool_state"]
+        rollout = state["rollout"]
+        last = f"{rollout['token']} {rollout['kind']}: {rollout['phase'].replace('_', ' ')}" if rollout else "none"
+        runs = ", ".join(f"{name} ({count} processes)" for name, count in state["running"].items()) or "nothing"
+        rows.append(
+            (host, state["current"] or "nothing", state["current_state"] or "-", clock(state["since"]), runs, last)
+        )
+        notes += _draining_lines(host, state, broker)
+        notes += [f"  ! {host}: {problem}" for problem in state["problems"]]
+        barriers.update({release: barrier["reason"] for release, barrier in (state.get("barriers") or {}).items()})
+    notes += [
+        f"  rollback barrier: {release} can't be undone ({reason}), so going back out of it needs pool_cross_barrier"
+        for release, reason in barriers.items()
+    ]
+    return [f"Pool {pool}", *table(rows), *notes, *_mixed_lines(answers), *_queue_lines(broker)]
+
+
+def _mixed_lines(answers: Mapping[str, Any]) -> list[str]:
+    """That hosts are on different releases, and which ones were left out of the last rollout on purpose."""
+    states = {host: answer["pool_state"] for host, answer in answers.items() if not failure_of(answer, "pool_state")}
+    if not states:
+        return []
+    newest = max(states.values(), key=lambda state: int(state["last_token"]))
+    owner = newest["last_owner"] or {}
+    left_out = [
+        host
+        for host in owner.get("left_out") or []
+        if host not in states or states[host]["current"] != newest["current"]
+    ]
+    by_release: dict[str, list[str]] = {}
+    for host, state in states.items():
+        by_release.setdefault(state["current"] or "nothing", []).append(host)
+    lines = []
+    if len(by_release) > 1:
+        where = "; ".join(f"{release} on {hosts_text(hosts)}" for release, hosts in sorted(by_release.items()))
+        lines.append(f"  ! mixed: {where}")
+    if left_out:
+        who = f"rollout {newest['last_token']} of {describe_owner(owner)}"
+        lines.append(f"  ! left out of {who} on purpose: {hosts_text(left_out)}")
+    if lines:
+        lines.append("  next: a deploy or a rollback of the whole pool brings every host to one release")
+    return lines
+
+
+def _draining_lines(host: str, state: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:
+    """What drains with no play that waits for it, and which tasks were killed when their time was up."""
+    lines = []
+    for entry in state.get("draining") or []:
+        names = ", ".join(_worker_text(worker["worker"], broker) for worker in entry["running"])
+        lines.append(f"  {host}: {entry['release']} drains since {clock(entry['since'])}: {names or 'about to end'}")
+    for entry in state.get("reaped") or []:
+        killed = [worker["worker"] for worker in entry["running"]]
+        held = {task["worker"] for task in broker.get("executing") or []}
+        # Once their tasks are taken back, the broker holds none for them; while it can't be asked, nobody knows.
+        if killed and (failure_of(broker, "queues") or held & set(killed)):
+            names = ", ".join(_worker_text(worker, broker) for worker in killed)
+            when = clock(entry["ended"])
+            lines.append(f"  ! {host}: killed at {when}: {names}; the next deploy takes its tasks back")
+    return lines
+
+
+def _worker_text(worker: str, broker: Mapping[str, Any]) -> str:
+    """A worker, and the task that it has."""
+    tasks = [task["id"] for task in broker.get("executing") or [] if task.get("worker") == worker]
+    return f"{worker} with {', '.join(tasks)}" if tasks else worker
+
+
+def _queue_lines(broker: Mapping[str, Any]) -> list[str]:
+    why = failure_of(broker, "queues")
+    if why:
+        return [f"  ! queues: {why}"]
+    rows = [("queue", *QUEUE_COLUMNS)]
+    for name, queue in broker["queues"].items():
+        rows.append((name, *(count(queue.get(column)) for column in QUEUE_COLUMNS)))
+    paused = broker.get("paused") or {}
+    lines = table(rows)
+    if paused.get("paused"):
+        lines.append(f"  ! paused by {'a person' if paused.get('by_person') else paused.get('owner')}")
+    return lines
+
+
+def count(value: Any) -> str:
+    """A number that may not be known."""
+    return "?" if value is None else str(value)
