@@ -1,0 +1,35 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cheap tests first, so that what is plainly broken is known before the first container starts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from tools.common import BUILD
+
+# Later in this list is later in the run; a test without any of these marks comes first.
+COSTS = ("lint", "container", "sanity", "matrix", "molecule")
+
+set_hypothesis_home_dir(BUILD / "hypothesis")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which faults: by default a short selection, the same each time."""
+    group = parser.getgroup("faults")
+    group.addoption("--faults-all", action="store_true", help="also what is marked thorough")
+    group.addoption("--faults-seed", type=int, default=1, help="what the selection and the order follow from")
+    group.addoption("--faults-cases", type=int, default=1, help="how many kills, at most")
+    group.addoption("--faults-only", default="", metavar="TEXT", help="only kills whose description has this in it")
+    group.addoption("--faults-seconds", type=float, default=150.0, help="no kill is begun after that time")
+
+
+def cost(item: pytest.Item) -> int:
+    """Where in the run the test belongs."""
+    return max((COSTS.index(mark.name) + 1 for mark in item.iter_markers() if mark.name in COSTS), default=0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in the order of their cost, keeping the order of files and tests within a cost."""
+    items.sort(key=cost)

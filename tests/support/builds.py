@@ -1,0 +1,39 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Puts a build of the demo's app together: the good one, or one of the bad kinds.
+
+Usage: ``python -m tests.support.builds FOLDER`` puts each kind into a folder of its name, the good one into ``good``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from tools.common import CHECKOUT, main
+
+DEMO = CHECKOUT / "tests" / "demo"
+LEDGER_TASKS = CHECKOUT / "tests" / "support" / "ledger_tasks.py"
+GOOD = "good"
+BAD_KINDS = ("crash", "crash-later", "failing-tasks", "wrong-queue", "never-consumes")
+
+
+def put_together(target: Path, kind: str = GOOD) -> Path:
+    """Make the folder ``target`` a build: the good app, with the files of a bad kind in place of its own."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(DEMO / "app", target, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(LEDGER_TASKS, target)
+    if kind != GOOD:
+        for path in (DEMO / "builds" / kind.replace("-", "_")).glob("*.py"):
+            shutil.copy(path, target)
+    return target
+
+
+def work() -> None:
+    for kind in (GOOD, *BAD_KINDS):
+        put_together(Path(sys.argv[1]) / kind, kind)
+
+
+if __name__ == "__main__":
+    main(work)
