@@ -1,0 +1,23 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every Molecule scenario passes, one after the other."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.environment import ansible_environment
+from tools.common import CHECKOUT, VENV, run
+
+SCENARIOS = sorted(path.parent.name for path in CHECKOUT.glob("molecule/*/molecule.yml"))
+
+
+@pytest.mark.molecule
+@pytest.mark.timeout(1300)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenario_passes(scenario: str) -> None:
+    environment = {**ansible_environment(), "NO_COLOR": "1", "COLUMNS": "150"}
+    command = [VENV / "bin" / "molecule", "test", "--scenario-name", scenario]
+    done = run(command, timeout=1200, check=False, env=environment)
+    print(done.stdout)
+    assert done.returncode == 0

@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One Redis server for all, emptied before each test, and the worker processes of each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
+from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
+
+from tests.support.rq_bench import Workers, redis_server
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server of this test run's own."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A plain client to the emptied server."""
+    with redis.Redis.from_url(redis_url) as connection:
+        connection.flushall()
+        yield connection
+
+
+@pytest.fixture
+def engine(redis_url: str, client: redis.Redis) -> Iterator[Engine]:
+    """The RQ engine on the emptied server."""
+    with open_engine("rq", redis_url, 5.0) as opened:
+        yield opened
+
+
+@pytest.fixture
+def workers(redis_url: str, client: redis.Redis, tmp_path: Path) -> Iterator[Workers]:
+    """Starts RQ workers, and kills at the end what still runs."""
+    bench = Workers(redis_url, tmp_path)
+    yield bench
+    bench.stop_all()
