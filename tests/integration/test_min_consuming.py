@@ -22,10 +22,13 @@ LEAST = 4
 
 
 @pytest.fixture(scope="module")
-def stand() -> Iterator[Stand]:
-    """Three hosts with two workers each."""
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """Three hosts with two workers each, on release 1."""
     with a_stand() as started:
         started.build("good")
+        first = deploy(started, tmp_path_factory.mktemp("first"), "1", pool_min_consuming=LEAST)
+        assert first.status == 0, "a first deploy takes nothing away"
+        assert "wave 1 of 1" in first.output
         yield started
 
 
@@ -61,9 +64,6 @@ def watched(stand: Stand) -> Iterator[list[int]]:
 
 @pytest.mark.thorough
 def test_so_many_workers_consume_at_every_moment(stand: Stand, tmp_path: Path) -> None:
-    first = deploy(stand, tmp_path, "1", pool_min_consuming=LEAST)
-    assert first.status == 0, "a first deploy takes nothing away"
-    assert "wave 1 of 1" in first.output
     with watched(stand) as seen:
         assert deploy(stand, tmp_path, "2").status == 0
     assert min(seen) < LEAST, "without it, all are away at once, and this watch sees it"

@@ -160,10 +160,11 @@ def test_requeue_puts_the_task_back_and_it_runs_again(drain: Drain) -> None:
 
 
 def test_a_worker_without_a_task_ends_at_once(drain: Drain) -> None:
-    result = drain.drained("abort")
+    patient = {"timeout": WAIT_SECONDS, "on_timeout": "abort"}
+    result = drain.module(drain=patient)
     assert (result["outcome"], result["running"]) == ("clean", [])
     assert drain.pool.view(drain.host).processes == []
-    assert drain.drained("abort")["changed"] is False
+    assert drain.module(drain=patient)["changed"] is False
 
 
 class Unit:

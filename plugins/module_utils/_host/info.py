@@ -12,7 +12,7 @@ from .._rollout.hook_steps import AFTER_CONFIRM
 from .._rollout.hooks import is_once, name_of, pending
 from .._rollout.names import worker_prefix
 from .._rollout.rules import is_live, rollback_target
-from .._rollout.state import DEPLOY, GOOD, STUCK, PoolState
+from .._rollout.state import DEPLOY, GOOD, STUCK, Draining, PoolState, fold
 from .clock import Deadline, moment, uptime
 from .draining import still_running
 from .host import Host
@@ -30,7 +30,8 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
     :param wish: the release that a rollback would be asked for, or "".
     """
     journal, torn = host.journal.read()
-    state = host.state()
+    # One reading: the reaper may write between two.
+    state = fold(journal)
     now = moment()
     lease = state.lease
     return {
@@ -43,7 +44,7 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "running": {name: len(found) for name, found in sorted(host.running().items())},
         "processes": workers(host, state.current) if state.current else [],
         "link": host.link(),
-        "draining": [_draining(host, release) for release in state.draining],
+        "draining": [_draining(host, entry) for entry in state.draining.values()],
         "reaped": [vars(reaped) for reaped in state.reaped.values()],
         "releases": [vars(release) for release in state.releases.values()],
         "good": state.good_releases(),
@@ -64,12 +65,12 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
     }
 
 
-def _draining(host: Host, release: str) -> dict[str, Any]:
+def _draining(host: Host, entry: Draining) -> dict[str, Any]:
     """A release that was left with tasks to end: since when, until when in peace, and who has one."""
-    entry = host.state().draining[release]
-    left = round(entry.deadline - moment().up, 1) if entry.boot == moment().boot else None
-    kept = {"release": release, "since": entry.since, "policy": entry.policy, "seconds_left": left}
-    return {**kept, "running": still_running(host, release)}
+    now = moment()
+    left = round(entry.deadline - now.up, 1) if entry.boot == now.boot else None
+    kept = {"release": entry.release, "since": entry.since, "policy": entry.policy, "seconds_left": left}
+    return {**kept, "running": still_running(host, entry.release)}
 
 
 def hooks_pending(state: PoolState) -> list[dict[str, Any]]:
@@ -153,11 +154,6 @@ def as_started(host: Host, release: str) -> dict[str, int]:
     rollout = host.state().rollout
     if rollout and rollout.open:
         return rollout.processes if rollout.target == release else {}
-    return as_running(host, release)
-
-
-def as_running(host: Host, release: str) -> dict[str, int]:
-    """The main process of each worker of a release as it is now."""
     return {str(main.index): main.pid or 0 for main in host.supervisor.processes(release)}
 
 
