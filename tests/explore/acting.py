@@ -22,6 +22,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host import (
     way_back,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import STUCK
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner
 
 from tests.explore.flow import Run
@@ -181,11 +182,19 @@ def fire_guard(facts: Facts, *, boot: bool = False) -> Done:
     """The guard runs. A timer that has fired is gone; a guard that is killed is started again by its supervisor."""
     facts = replace(facts, booting=False) if boot else replace(facts, up=max(facts.up, facts.guard or 0.0), guard=None)
     done = _on(facts, "guard", lambda host: {"said": way_back.guard(host, boot=boot)})
+    if is_stuck(done.facts) and done.facts.guard is None:
+        # It stays, and looks again and again.
+        done = replace(done, facts=replace(done.facts, guard=done.facts.up))
     ways = [
         (way, replace(cut, booting=True) if boot else replace(cut, guard=cut.up if cut.guard is None else cut.guard))
         for way, cut in done.ways
     ]
     return replace(done, ways=ways)
+
+
+def is_stuck(facts: Facts) -> bool:
+    """Whether a way back has failed here."""
+    return facts.state.rollout is not None and facts.state.rollout.phase == STUCK
 
 
 def person_goes_back(facts: Facts, wish: str = "") -> Done:

@@ -14,7 +14,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules im
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import BAD, DEPLOY, GOOD, ROLLBACK
 
 from tests.explore import flow
-from tests.explore.acting import fire_guard, person_goes_back, reaper_looks, reboot, tasks_end
+from tests.explore.acting import fire_guard, is_stuck, person_goes_back, reaper_looks, reboot, tasks_end
 from tests.explore.flow import Run
 from tests.explore.paper import WORKERS, Facts
 from tests.explore.world import Move, Scope, World, begin, go_on, lease_is_live
@@ -151,11 +151,12 @@ def _owns(run: Run, facts: Facts) -> bool:
 def settled(facts: Facts) -> Facts:
     """The host once every guard has fired and every task has ended, with no controller there."""
     for _turn in range(6):
+        before = facts
         if facts.booting:
             facts = fire_guard(facts, boot=True).facts
         elif facts.guard is not None:
             facts = fire_guard(facts).facts
-        else:
+        if facts == before:
             break
     return reaped(tasks_end(facts))
 
@@ -181,7 +182,7 @@ def _rest(end: Facts, when: str) -> Iterator[str]:
     good = state.good_releases()
     if end.reaper or state.draining:
         yield f"{when}: the reaper waits on, for {sorted(state.draining)}"
-    if end.guard is not None or end.booting:
+    if (end.guard is not None and not is_stuck(end)) or end.booting:
         yield f"{when}: there is always one more guard"
     if _needs_a_person(end) and good:
         return

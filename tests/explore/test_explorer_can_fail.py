@@ -23,6 +23,9 @@ ONE = Scope("one host", depth=1)
 BACK = Scope("a rollback", first=(ROLLBACK, ""), depth=1)
 CONTROLLERS = Scope("two controllers", others=((DEPLOY, "4"), (ROLLBACK, "")), depth=1)
 DYING = Scope("workers die on one of two", hosts=2, disturbances=frozenset(("workers die",)), depth=1)
+STUCK = Scope(
+    "the way back dies too", dying=(("w1", "3"), ("w1", "2")), disturbances=frozenset(("workers live",)), depth=1
+)
 FLEET = Scope("two hosts", hosts=2, disturbances=frozenset(("controller dies", "verdict")), depth=1)
 
 
@@ -92,7 +95,12 @@ MUTATIONS = {
     "the guard is disarmed before the commit": Mutation(
         plans, "plan_confirm", early("disarm_guard", "commit"), ONE, "with no guard that waits"
     ),
-    "the guard never finds that it is due": Mutation(way_back, "_due", lambda *_given: False, ONE, "when every guard"),
+    "the guard never finds that it is due": Mutation(
+        way_back, "_time_is_up", lambda *_given: False, ONE, "when every guard"
+    ),
+    "the guard never looks again at a way back that has failed": Mutation(
+        way_back, "_works_again", lambda *_given: False, STUCK, "consumes, and the last good release is"
+    ),
     "the guard leaves a confirmation half done": Mutation(
         way_back,
         "_let_go",

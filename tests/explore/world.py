@@ -30,7 +30,7 @@ _LOOKS = ("release_info", "rollout_verdict")
 
 
 DISTURBANCES = frozenset(
-    ("controller dies", "answer lost", "verdict", "guard", "reboot", "lease", "person", "workers die")
+    ("controller dies", "answer lost", "verdict", "guard", "reboot", "lease", "person", "workers die", "workers live")
 )
 
 
@@ -247,14 +247,17 @@ def _moves_on(world: World, facts: Facts, scope: Scope) -> Iterator[Move]:
         yield Move(f"{name}: the time to drain is up", 1, world.with_facts(later), name)
     if any(worker.ending for worker in facts.workers.values()):
         yield Move(f"{name}: tasks end", 0, world.with_facts(tasks_end(facts)), name)
-    release = scope.first[1] or "3"
-    if "workers die" in able and release in facts.consuming():
-        yield Move(
-            f"{name}: workers of {release} die",
-            1,
-            world.with_facts(replace(facts, dying=facts.dying | {release})),
-            name,
-        )
+    yield from _of_workers(world, facts, scope)
+
+
+def _of_workers(world: World, facts: Facts, scope: Scope) -> Iterator[Move]:
+    name, release = facts.name, scope.first[1] or "3"
+    if "workers live" in scope.disturbances and facts.dying:
+        alive = replace(facts, dying=frozenset())
+        yield Move(f"{name}: workers of {', '.join(sorted(facts.dying))} live", 1, world.with_facts(alive), name)
+    if "workers die" in scope.disturbances and release in facts.consuming():
+        dead = replace(facts, dying=facts.dying | {release})
+        yield Move(f"{name}: workers of {release} die", 1, world.with_facts(dead), name)
 
 
 def _acts(world: World, what: str, cost: int, done: Done, host: str) -> Iterator[Move]:

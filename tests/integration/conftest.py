@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One Redis server for all, emptied before each test, and the worker processes of each test."""
+"""One Redis server for all, emptied before each test; one local host for each file, with a new pool for each test."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,24 @@ import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
+from tests.integration.local_pool import LocalPool
+from tests.support.local_hosts import LocalHost, local_hosts
 from tests.support.rq_bench import Workers, redis_server
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def at() -> Iterator[LocalHost]:
+    """One host under supervisord, for all tests of a file."""
+    with local_hosts(1) as (host,):
+        yield host
+
+
+@pytest.fixture
+def pool(at: LocalHost) -> LocalPool:
+    """A new pool on that host."""
+    return LocalPool(at, f"letters{next(_numbers)}")
 
 
 @pytest.fixture(scope="session")

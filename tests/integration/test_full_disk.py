@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -15,24 +14,15 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.clock impor
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, HostUnfit
 
 from tests.integration.local_pool import LocalPool
-from tests.support.local_hosts import LocalHost, local_hosts
+from tests.support.local_hosts import LocalHost
 from tests.support.rq_bench import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small disk that these tests fill")
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all."""
-    with local_hosts(1) as (host,):
-        yield host
 
 
 @pytest.fixture
-def pool(at: LocalHost) -> Iterator[LocalPool]:
+def pool(at: LocalHost, pool: LocalPool) -> Iterator[LocalPool]:
     """A pool on a disk of its own, of 4 MiB."""
-    pool = LocalPool(at, f"full{next(_numbers)}")
     pool.root.mkdir(mode=0o755)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "backstep", str(pool.root)], check=True)
     try:

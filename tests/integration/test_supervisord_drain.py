@@ -4,31 +4,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._host.moving import drain_host, resume_host
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import DrainTimeout, LeaseHeld
 
 from tests.integration.local_pool import LocalPool
-from tests.support.local_hosts import LocalHost, local_hosts
 from tests.support.rq_bench import wait_for
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all tests of this file; each has a pool of its own on it."""
-    with local_hosts(1) as hosts:
-        yield hosts[0]
-
-
-@pytest.fixture
-def pool(at: LocalHost) -> LocalPool:
-    """A new pool."""
-    return LocalPool(at, f"drain{next(_numbers)}")
 
 
 def busy(pool: LocalPool, seconds: float) -> str:

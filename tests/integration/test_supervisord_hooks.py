@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pwd
@@ -24,26 +23,17 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_ste
 
 from tests.integration.local_pool import BROKER, PYTHON, USER, WORKER, LocalPool
 from tests.integration.test_supervisord_guard import wait_back
-from tests.support.local_hosts import MARK, LocalHost, local_hosts
+from tests.support.local_hosts import MARK, LocalHost
 from tests.support.rq_bench import wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HOOK = [PYTHON, "{app}/hook.py"]
 HIDDEN = "hush-hush-77"
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all tests of this file; each has a pool of its own on it."""
-    with local_hosts(1) as hosts:
-        yield hosts[0]
 
 
 @pytest.fixture
-def pool(at: LocalHost) -> Iterator[LocalPool]:
+def pool(pool: LocalPool) -> Iterator[LocalPool]:
     """A new pool, on a good release without hooks."""
-    pool = LocalPool(at, f"hooks{next(_numbers)}")
     shutil.copy(WORKER.parent / "hook.py", pool.code)
     pool.deploy("1.0")
     yield pool

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -21,23 +20,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 )
 
 from tests.integration.local_pool import TERMS, LocalPool
-from tests.support.local_hosts import LocalHost, local_hosts
+from tests.support.local_hosts import LocalHost
 from tests.support.rq_bench import wait_for
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all tests of this file; each has a pool of its own on it."""
-    with local_hosts(1) as hosts:
-        yield hosts[0]
-
-
-@pytest.fixture
-def pool(at: LocalHost) -> LocalPool:
-    """A new pool."""
-    return LocalPool(at, f"lease{next(_numbers)}")
 
 
 def test_a_second_owner_is_refused_with_who_and_since_when(pool: LocalPool) -> None:

@@ -9,14 +9,13 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.local_pool import LocalPool
-from tests.support.local_hosts import LocalHost, local_hosts
+from tests.support.local_hosts import LocalHost
 
 _numbers = itertools.count(1)
 
@@ -37,17 +36,9 @@ PYTHONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all tests of this file."""
-    with local_hosts(1) as hosts:
-        yield hosts[0]
-
-
 @pytest.fixture
-def pool(at: LocalHost) -> LocalPool:
+def pool(pool: LocalPool) -> LocalPool:
     """A pool on which 1.0 was good before 2.0."""
-    pool = LocalPool(at, f"program{next(_numbers)}")
     pool.deploy("1.0")
     pool.deploy("2.0")
     return pool

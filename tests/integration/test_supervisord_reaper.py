@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import DrainTimeout
 
 from tests.integration.local_pool import LocalPool
-from tests.support.local_hosts import LocalHost, local_hosts
+from tests.support.local_hosts import local_hosts
 from tests.support.rq_bench import wait_for
 
 SOON = 20.0
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all tests of this file; each has a pool of its own on it."""
-    with local_hosts(1) as hosts:
-        yield hosts[0]
-
-
-@pytest.fixture
-def pool(at: LocalHost) -> LocalPool:
-    """A new pool."""
-    return LocalPool(at, f"reaper{next(_numbers)}")
 
 
 def leave_busy(pool: LocalPool, version: str, after: str, name: str, seconds: float, **terms: Any) -> str:

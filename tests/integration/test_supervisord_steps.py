@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,22 +20,9 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 )
 
 from tests.integration.local_pool import BROKER, PYTHON, USER, LocalPool, open_to_all
-from tests.support.local_hosts import LocalHost, local_hosts
+from tests.support.local_hosts import LocalHost
 
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all tests of this file; each has a pool of its own on it."""
-    with local_hosts(1) as hosts:
-        yield hosts[0]
-
-
-@pytest.fixture
-def pool(at: LocalHost) -> LocalPool:
-    """A new pool."""
-    return LocalPool(at, f"steps{next(_numbers)}")
 
 
 def test_staging_touches_nothing_that_runs(pool: LocalPool) -> None:

@@ -1,33 +1,14 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A way back that fails has a name: what consumes goes on, nothing tries again by itself, and a person has choices."""
+"""A way back that fails has a name: what consumes goes on undisturbed, and a person has choices."""
 
 from __future__ import annotations
-
-import itertools
-from collections.abc import Iterator
 
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._host.info import describe_host
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import RollbackFailed
 
 from tests.integration.local_pool import LocalPool
-from tests.support.local_hosts import LocalHost, local_hosts
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def at() -> Iterator[LocalHost]:
-    """One host for all."""
-    with local_hosts(1) as (host,):
-        yield host
-
-
-@pytest.fixture
-def pool(at: LocalHost) -> LocalPool:
-    """An empty pool."""
-    return LocalPool(at, f"stuck{next(_numbers)}")
 
 
 def between(pool: LocalPool) -> tuple[str, str]:
@@ -48,12 +29,13 @@ def test_what_consumes_goes_on_and_the_host_needs_a_person(pool: LocalPool) -> N
         pool.back()
     assert f"can't go back to {first}: {first} was started again and doesn't stay up: worker 1" in failed.value.message
     assert f"{second} runs on" in failed.value.left
+    assert f"goes on by itself once {first} stays up" in failed.value.left
     assert "pool_to=<id>" in failed.value.next_step
     assert "pool_skip=w1" in failed.value.next_step
     pool.enqueue("after")
     pool.wait_task("after", "done", second)
     (problem, *_others) = [text for text in describe_host(pool.open())["problems"] if "needs a person" in text]
-    assert f"the way back to {first} has failed" in problem
+    assert f"unless {first} stays up after all: the way back to it has failed" in problem
     assert "needs a person" in pool.program("status").stdout
     assert pool.program("guard").stdout.startswith("This host needs a person: ")
     assert pool.events().count("rollback_started") == 1

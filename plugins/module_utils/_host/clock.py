@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Callable, Optional
 
+from .._rollout.errors import BackstepError
 from .._rollout.rules import Moment
 
 _POLL_SECONDS = 0.1
+_AGAIN_SECONDS = 5.0
 
 
 def _boot_name() -> str:
@@ -56,3 +59,20 @@ class Deadline:
 def until(seconds: float, predicate: Callable[[], bool], deadline: Optional[Deadline] = None) -> bool:
     """Wait at most ``seconds`` (and never past ``deadline``) for ``predicate``; whether it came to hold."""
     return Deadline(min(seconds, deadline.left) if deadline else seconds).wait_until(predicate)
+
+
+def persist(attempt: Callable[[], bool], poll: float) -> None:
+    """Make an attempt every ``poll`` seconds until it says that it is done, however long that takes.
+
+    What can't be done now, as a step has the lock or the disk is full, can be in a while: it is said on stderr and
+    tried again.
+    """
+    while True:
+        try:
+            if attempt():
+                return
+            pause = poll
+        except (BackstepError, OSError) as error:
+            sys.stderr.write(f"backstep: {error}\n")
+            pause = _AGAIN_SECONDS
+        time.sleep(pause)

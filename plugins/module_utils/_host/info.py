@@ -12,14 +12,14 @@ from .._rollout.hook_steps import AFTER_CONFIRM
 from .._rollout.hooks import is_once, name_of, pending
 from .._rollout.names import worker_prefix
 from .._rollout.rules import is_live, rollback_target
-from .._rollout.state import DEPLOY, GOOD, STUCK, Draining, PoolState, fold
+from .._rollout.state import DEPLOY, GOOD, STUCK, Draining, PoolState
 from .clock import Deadline, moment, uptime
 from .draining import still_running
 from .host import Host
 from .processes import start_of
 from .supervisors.base import MainProcess
 
-_RUNNING = "running"
+RUNNING = "running"
 
 
 def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: str = "") -> dict[str, Any]:
@@ -30,8 +30,8 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
     :param wish: the release that a rollback would be asked for, or "".
     """
     journal, torn = host.journal.read()
-    # One reading: the reaper may write between two.
-    state = fold(journal)
+    # Once: the reaper may write between two readings.
+    state = host.state()
     now = moment()
     lease = state.lease
     return {
@@ -103,7 +103,10 @@ def problems(host: Host, state: PoolState, verify: bool) -> list[str]:
     if host.link() != state.current:
         found.append(f"current points to {host.link()}, the journal says {state.current}")
     if state.rollout and state.rollout.phase == STUCK:
-        found.append(f"needs a person: the way back to {state.rollout.safe} has failed: {state.rollout.reason}")
+        found.append(
+            f"needs a person, unless {state.rollout.safe} stays up after all: the way back to it has failed: "
+            f"{state.rollout.reason}"
+        )
     elif state.rollout and state.rollout.open:
         found.append(f"rollout {state.rollout.token} is not finished ({state.rollout.phase.replace('_', ' ')})")
         if state.rollout.held:
@@ -180,7 +183,7 @@ def watch(host: Host, release: str, seconds: float, expected: dict[str, int]) ->
         return [
             worker
             for worker in seen
-            if (worker["uptime"] < seconds or worker["state"] != _RUNNING) and not worker["finishing"]
+            if (worker["uptime"] < seconds or worker["state"] != RUNNING) and not worker["finishing"]
         ]
 
     if not deadline.wait_until(settled, poll=0.25):

@@ -4,21 +4,16 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import Callable
 
-from .._rollout.errors import BackstepError
 from .._rollout.reaping import Seen, plan_reap
 from .._rollout.state import Draining, PoolState
-from .clock import Deadline, moment
+from .clock import moment, persist
 from .draining import Drained, kill, still_running
 from .host import Host
 from .supervisors.base import REAPER
 
 _LOOK_SECONDS = 1.0
-_AGAIN_SECONDS = 5.0
-_PATIENCE_SECONDS = 3600.0
 
 
 def reap(host: Host, *, wait: bool = False) -> str:
@@ -26,9 +21,9 @@ def reap(host: Host, *, wait: bool = False) -> str:
 
     :param wait: stay until nothing drains any more.
     """
-    while wait and not Deadline(_PATIENCE_SECONDS).wait_until(lambda: _is_over(host), poll=_LOOK_SECONDS):
-        pass
-    if not wait:
+    if wait:
+        persist(lambda: _is_over(host), poll=_LOOK_SECONDS)
+    else:
         with host.locked():
             see_to_it(host)
     left = ", ".join(sorted(host.state().draining))
@@ -36,18 +31,13 @@ def reap(host: Host, *, wait: bool = False) -> str:
 
 
 def _is_over(host: Host) -> bool:
-    """Look once. What can't be done now, as a step has the lock or the disk is full, can be in a while."""
-    try:
-        state = host.state()
-        if state.draining and not plan_reap(state, look(host, state), moment()):
-            return False
-        with host.locked():
-            see_to_it(host)
-            return not host.state().draining
-    except (BackstepError, OSError) as error:
-        sys.stderr.write(f"backstep: {error}\n")
-        time.sleep(_AGAIN_SECONDS)
+    """Look once."""
+    state = host.state()
+    if state.draining and not plan_reap(state, look(host, state), moment()):
         return False
+    with host.locked():
+        see_to_it(host)
+        return not host.state().draining
 
 
 def look(host: Host, state: PoolState) -> dict[str, Seen]:

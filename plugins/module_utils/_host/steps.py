@@ -205,8 +205,9 @@ class Steps:
         self.host.note("rollback_failed", self.token, target=target, reason=error.message, running=runs)
         return RollbackFailed(
             f"{self.host.pool.host} can't go back to {target or 'no release'}: {error.message}",
-            left=f"{', '.join(runs) or 'Nothing'} runs on there, and nothing else is tried by itself.",
-            next_step="Mend it and run backstep.workers.rollback again, name another good release with "
+            left=f"{', '.join(runs) or 'Nothing'} runs on there. The guard disturbs it no more"
+            + (f", and goes on by itself once {target} stays up." if target else "."),
+            next_step="Mend it, and run backstep.workers.rollback again or wait, name another good release with "
             "-e pool_to=<id>, deploy a release that works, or leave this host out with "
             f"-e pool_skip={self.host.pool.host}.",
             running=runs,

@@ -4,69 +4,94 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import Optional
 
 from .._rollout.barriers import require_crossing
-from .._rollout.errors import BackstepError, HookFailed, RollbackBarrier, RollbackFailed, StepOutOfOrder
+from .._rollout.errors import HookFailed, RollbackBarrier, RollbackFailed, StepOutOfOrder
 from .._rollout.hook_steps import AFTER_ROLLBACK, BEFORE_ROLLBACK, DONE
 from .._rollout.hooks import seconds_of, sentence
 from .._rollout.rules import describe_owner, is_live, rollback_target
 from .._rollout.state import DEPLOY, ROLLBACK, STUCK, PoolState, Rollout
 from . import asking
-from .clock import Deadline, moment
+from .clock import moment, persist
 from .holding import require_way
 from .host import Host
+from .info import RUNNING, workers
 from .reaping import see_to_it
 from .steps import Steps, Terms
 
 _DRAIN_SECONDS = 60.0
 _WAIT_FOR_STEP_SECONDS = 120.0
-_LOOK_SECONDS = 3600.0
-# Between two tries of a guard that could not act.
-_AGAIN_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 # The next guard waits for the lock of this host until whoever goes back now has finished, or has died.
 _TAKE_OVER_SECONDS = 1.0
+# How long all workers of the last good release have to have been up before a way back that has failed is gone on with:
+# longer than a worker that has lost its broker is seen to run between two starts.
+_STEADY_SECONDS = 10.0
 
 
-def _due(rollout: Rollout, boot: bool) -> bool:
+def _is_due(host: Host, boot: bool) -> bool:
+    """Whether there is something to do for the guard now, even if it is only to say that nothing is."""
+    state = host.state()
+    rollout = state.rollout
+    if rollout is None or not rollout.open or rollout.held:
+        return True
+    return _works_again(host, state) if _is_stuck(rollout, boot) else _time_is_up(rollout, boot)
+
+
+def _time_is_up(rollout: Rollout, boot: bool) -> bool:
     now = moment()
     if boot or rollout.boot != now.boot:
         return True
     return rollout.deadline is None or now.up >= rollout.deadline
 
 
-def _given_up(rollout: Rollout, boot: bool) -> str:
-    """Why the way back is not tried any more, or "". One that has failed is, when the host has come up anew."""
-    if rollout.held:
-        return f"the way back is barred, as {rollout.held} can't be undone"
-    return rollout.reason if rollout.phase == STUCK and not boot and rollout.boot == moment().boot else ""
+def _is_stuck(rollout: Rollout, boot: bool) -> bool:
+    """Whether the way back has failed. It is tried anew when the host has come up anew."""
+    return rollout.phase == STUCK and not boot and rollout.boot == moment().boot
+
+
+def _works_again(host: Host, state: PoolState) -> bool:
+    """Whether what a way back that has failed leads to stays up by now, and nobody is at work here."""
+    rollout = state.rollout
+    if rollout is None or not rollout.target or is_live(state.lease, moment()):
+        return False
+    seen = workers(host, rollout.target)
+    return bool(seen) and all(
+        worker["state"] == RUNNING and worker["reports"] == rollout.target and worker["uptime"] >= _STEADY_SECONDS
+        for worker in seen
+    )
 
 
 def guard(host: Host, *, boot: bool = False, wait: bool = False) -> str:
     """Take the host back if its rollout was not confirmed in time; a sentence that says what was done.
 
+    A way back that fails is not tried again, as what consumes would be disturbed each time. But once the release that
+    it leads to stays up after all (its broker can be reached again), the host goes on to it.
+
     :param boot: the host has just come up: an open rollout is over.
-    :param wait: stay until the rollout is confirmed or due, and try again what could not be done (supervisord has
-        no timers, and no time between two tries).
+    :param wait: stay until there is no rollout left to guard, and try again what could not be done.
     :raises BackstepError: it could not be done; whoever has started the guard starts it again in a while.
     """
+    if not wait:
+        return _fire(host, boot)
+    said = ""
+    come_up = boot
 
-    def decided() -> bool:
-        rollout = host.state().rollout
-        return rollout is None or not rollout.open or bool(_given_up(rollout, boot)) or _due(rollout, boot)
-
-    while wait:
+    def settled() -> bool:
+        nonlocal said, come_up
+        if not _is_due(host, come_up):
+            return False
         try:
-            if Deadline(_LOOK_SECONDS).wait_until(decided, poll=0.5):
-                return _fire(host, boot)
-        except RollbackFailed as error:
-            return str(error)
-        except (BackstepError, OSError) as error:
-            sys.stderr.write(f"backstep: {error}\n")
-            time.sleep(_AGAIN_SECONDS)
-    return _fire(host, boot)
+            said = _fire(host, come_up)
+        except RollbackFailed:
+            come_up = False
+            raise
+        rollout = host.state().rollout
+        return rollout is None or not rollout.open or bool(rollout.held)
+
+    persist(settled, poll=_LOOK_SECONDS)
+    return said
 
 
 def _fire(host: Host, boot: bool) -> str:
@@ -75,17 +100,19 @@ def _fire(host: Host, boot: bool) -> str:
         rollout = state.rollout
         if rollout is None or not rollout.open:
             return _let_go(host, state)
-        if _given_up(rollout, boot):
-            return f"This host needs a person: {_given_up(rollout, boot)}"
-        if not _due(rollout, boot):
+        if rollout.held:
+            return f"This host needs a person: the way back is barred, as {rollout.held} can't be undone"
+        why = "it was not confirmed in time"
+        if _is_stuck(rollout, boot):
+            if not _works_again(host, state):
+                return f"This host needs a person: {rollout.reason}"
+            why = f"{rollout.target} stays up now"
+        elif not _time_is_up(rollout, boot):
             # Whoever gave it more time may have died before there was another guard.
             host.supervisor.arm_guard(rollout.token, (rollout.deadline or 0.0) - moment().up)
             return "The rollout's time is not up yet: another guard waits."
-        why = (
-            "the host came up in the middle of it"
-            if boot or rollout.boot != moment().boot
-            else "it was not confirmed in time"
-        )
+        elif boot or rollout.boot != moment().boot:
+            why = "the host came up in the middle of it"
         host.note("guard_fired", rollout.token, reason=why)
         try:
             require_way(host, state, rollout.safe, rollout.token, cross=False)

@@ -87,7 +87,7 @@ class StepOutOfOrder(BackstepError):
 
 
 class RollbackFailed(BackstepError):
-    """The last good release could not be brought back; nothing else is tried before a person has decided."""
+    """The last good release could not be brought back; nothing is disturbed before it stays up, or a person decides."""
 
     code = "rollback_failed"
 

@@ -29,7 +29,7 @@ CONFIRMED = "confirmed"
 GOING_BACK = "going_back"
 RESTORED = "restored"
 ROLLED_BACK = "rolled_back"
-# The way back has failed: nobody but a person, or a reboot, has it tried again.
+# The way back has failed. It is gone on with once what it leads to stays up; a person or a reboot has it tried anew.
 STUCK = "stuck"
 OPEN_PHASES = frozenset((SWITCHING, SWITCHED, GOING_BACK, RESTORED, STUCK))
 

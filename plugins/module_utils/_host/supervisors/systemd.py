@@ -53,8 +53,8 @@ After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
-Type=oneshot
-ExecStart={python} {program} guard --boot
+Type=exec
+ExecStart={python} {program} guard --boot --wait
 Restart=on-failure
 RestartSec=5
 
@@ -216,10 +216,8 @@ class Systemd(Supervisor):
     def arm_chore(self, chore: str, token: int, seconds: Optional[float]) -> None:
         before = self._timers(chore)
         name = f"{self.unit_prefix}{chore}-{token}-{uptime() * 1000:.0f}"
-        if seconds is None:
-            when, words = ["--on-active=0", f"--on-unit-inactive={_AGAIN_SECONDS}"], [chore, "--wait"]
-        else:
-            when, words = [f"--on-active={seconds:.3f}"], [chore]
+        once = [f"--on-active={seconds or 0.0:.3f}"]
+        when = [*once, f"--on-unit-inactive={_AGAIN_SECONDS}"] if seconds is None else once
         self._ask(
             "systemd-run",
             "--quiet",
@@ -227,13 +225,14 @@ class Systemd(Supervisor):
             f"--unit={name}",
             *when,
             "--timer-property=AccuracySec=100ms",
-            # A guard that can't act yet, as the disk is full for example, tries again until it can.
+            # It tries again by itself; this is for one that was killed.
             "--property=Restart=on-failure",
             "--property=RestartSec=5",
             "--property=StartLimitIntervalSec=0",
             self.pool.python,
             str(self.layout.program),
-            *words,
+            chore,
+            "--wait",
         )
         if f"{name}.timer" not in self._timers(chore):
             raise SupervisorError(
