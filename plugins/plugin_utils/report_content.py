@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from .text import QUEUE_COLUMNS, clock, count, end_sentence
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
+
+from .text import QUEUE_COLUMNS, count, end_sentence
 
 Data = Mapping[str, Any]
 Rows = list[list[str]]
@@ -79,7 +81,7 @@ def head(data: Data) -> Rows:
     rows = [
         ["release", data["release"] or "nothing"],
         ["before", ", ".join(before)],
-        ["began", clock(data["times"]["began"])],
+        ["began", utc(data["times"]["began"])],
         ["by", f"{owner['user']} on {owner['controller']}" if owner.get("user") else "not known"],
     ]
     if data["waves"]:
@@ -141,7 +143,7 @@ def notes(data: Data) -> list[str]:
 
 def moment(epoch: float) -> str:
     """A point in time with milliseconds, without its day."""
-    return f"{clock(epoch)[11:19]}.{int(epoch * 1000) % 1000:03d}"
+    return f"{utc(epoch)[11:19]}.{int(epoch * 1000) % 1000:03d}"
 
 
 def words(event: str) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, Optional
 
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
+
 from . import report_content as content
 from .report_times import PHASES
-from .text import clock
 
 _ROW = 54
 _LABEL = 15
@@ -95,7 +96,7 @@ def _axis(scale: _Scale, height: int) -> Iterable[str]:
     for moment in scale.labels():
         at = scale.at(moment)
         yield f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="{bottom + 4}"/>'
-        yield f'<text class="tick" x="{at}" y="{bottom + 18}">{clock(moment)[11:19]}</text>'
+        yield f'<text class="tick" x="{at}" y="{bottom + 18}">{utc(moment)[11:19]}</text>'
 
 
 def _noticed(scale: _Scale, noticed: Optional[float], bottom: int, last: float) -> Iterable[str]:

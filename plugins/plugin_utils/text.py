@@ -5,20 +5,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan, failure_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
 
 QUEUE_COLUMNS = ("waiting", "scheduled", "executing", "retrying", "dead", "parked", "workers")
-
-
-def clock(epoch: Optional[float]) -> str:
-    """A point in time, in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch)) if epoch else "-"
 
 
 def hosts_text(hosts: Sequence[str], most: int = 6) -> str:
@@ -149,7 +144,7 @@ def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any
         last = f"{rollout['token']} {rollout['kind']}: {rollout['phase'].replace('_', ' ')}" if rollout else "none"
         runs = ", ".join(f"{name} ({count} processes)" for name, count in state["running"].items()) or "nothing"
         rows.append(
-            (host, state["current"] or "nothing", state["current_state"] or "-", clock(state["since"]), runs, last)
+            (host, state["current"] or "nothing", state["current_state"] or "-", utc(state["since"]), runs, last)
         )
         notes += _draining_lines(host, state, broker)
         notes += [f"  ! {host}: {problem}" for problem in state["problems"]]
@@ -193,14 +188,14 @@ def _draining_lines(host: str, state: Mapping[str, Any], broker: Mapping[str, An
     lines = []
     for entry in state.get("draining") or []:
         names = ", ".join(_worker_text(worker["worker"], broker) for worker in entry["running"])
-        lines.append(f"  {host}: {entry['release']} drains since {clock(entry['since'])}: {names or 'about to end'}")
+        lines.append(f"  {host}: {entry['release']} drains since {utc(entry['since'])}: {names or 'about to end'}")
     for entry in state.get("reaped") or []:
         killed = [worker["worker"] for worker in entry["running"]]
         held = {task["worker"] for task in broker.get("executing") or []}
         # Once their tasks are taken back, the broker holds none for them; while it can't be asked, nobody knows.
         if killed and (failure_of(broker, "queues") or held & set(killed)):
             names = ", ".join(_worker_text(worker, broker) for worker in killed)
-            when = clock(entry["ended"])
+            when = utc(entry["ended"])
             lines.append(f"  ! {host}: killed at {when}: {names}; the next deploy takes its tasks back")
     return lines
 

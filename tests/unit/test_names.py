@@ -8,6 +8,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import (
     WorkerName,
     parse_worker_name,
+    utc,
     worker_prefix,
 )
 from hypothesis import given
@@ -40,3 +41,8 @@ def test_a_name_is_read_back_as_it_was_written(pool: str, release: str, host: st
 )
 def test_a_name_that_somebody_else_gave(name: str) -> None:
     assert parse_worker_name(name) is None
+
+
+def test_a_point_in_time() -> None:
+    assert utc(None) == "-"
+    assert utc(86400.0 * 365) == "1971-01-01 00:00:00 UTC"

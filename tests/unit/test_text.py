@@ -145,8 +145,6 @@ def test_what_an_engine_can_not_tell_is_a_question_mark() -> None:
 
 
 def test_small_things() -> None:
-    assert text.clock(None) == "-"
-    assert text.clock(86400.0 * 365) == "1971-01-01 00:00:00 UTC"
     assert text.hosts_text(["a", "b", "c"], most=2) == "a, b and 1 more"
     assert text.table([]) == []
 

@@ -8,11 +8,11 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from .._rollout.errors import BackstepError, HostUnfit, refused_by_system
+from .._rollout.names import utc
 from .clock import Deadline
 from .host import Host
 from .info import describe_host
@@ -20,10 +20,6 @@ from .reaping import reap
 from .way_back import go_back_alone, guard
 
 _RESUME_SECONDS = 7 * 24 * 3600.0
-
-
-def _clock(epoch: Optional[float]) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch)) if epoch else "-"
 
 
 def _print(options: argparse.Namespace, data: Any, lines: list[str]) -> None:
@@ -36,7 +32,7 @@ def status(host: Host, options: argparse.Namespace) -> int:
     rollout = found["rollout"]
     lines = [
         f"pool      {found['pool']} on {found['host']} ({found['supervisor']})",
-        f"current   {found['current']} ({found['current_state']}) since {_clock(found['since'])}",
+        f"current   {found['current']} ({found['current_state']}) since {utc(found['since'])}",
         "running   " + (", ".join(f"{name}: {n} processes" for name, n in found["running"].items()) or "nothing"),
         f"rollout   {rollout['token']} {rollout['kind']}: {rollout['phase'].replace('_', ' ')}"
         if rollout
@@ -47,7 +43,7 @@ def status(host: Host, options: argparse.Namespace) -> int:
     lines += [_draining(each) for each in found["draining"]]
     for each in found["reaped"]:
         names = ", ".join(worker["worker"] for worker in each["running"])
-        lines += [f"killed    {_clock(each['ended'])}, after their drain: {names}"] if names else []
+        lines += [f"killed    {utc(each['ended'])}, after their drain: {names}"] if names else []
     lines += [f"! {problem}" for problem in found["problems"]]
     _print(options, found, lines)
     return 0
@@ -55,7 +51,7 @@ def status(host: Host, options: argparse.Namespace) -> int:
 
 def _draining(entry: dict[str, Any]) -> str:
     names = ", ".join(worker["worker"] for worker in entry["running"])
-    return f"draining  {entry['release']} since {_clock(entry['since'])}: {names or 'nothing runs any more'}"
+    return f"draining  {entry['release']} since {utc(entry['since'])}: {names or 'nothing runs any more'}"
 
 
 def history(host: Host, options: argparse.Namespace) -> int:
@@ -64,7 +60,7 @@ def history(host: Host, options: argparse.Namespace) -> int:
     lines = []
     for event in events[-options.last :]:
         what = f"{event['event']:<17} {event.get('release') or event.get('target') or ''} {event.get('reason', '')}"
-        lines.append(f"{_clock(event['time'])}  {event['token']:>4}  {event['by']:<10}  {what}".rstrip())
+        lines.append(f"{utc(event['time'])}  {event['token']:>4}  {event['by']:<10}  {what}".rstrip())
     _print(options, events[-options.last :], lines)
     return 0
 

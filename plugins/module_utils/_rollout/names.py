@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The names that releases and workers carry, and how they are read back."""
+"""The names that releases and workers carry and how they are read back; points in time as people read them."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Optional
 
@@ -37,3 +38,8 @@ def parse_worker_name(name: str) -> Optional[WorkerName]:
     if len(parts) != 5 or not parts[3].isdecimal() or not parts[4].isdecimal():
         return None
     return WorkerName(parts[0], parts[1], parts[2], int(parts[3]), int(parts[4]))
+
+
+def utc(epoch: Optional[float]) -> str:
+    """A point in time (epoch seconds) as people read it, in UTC; ``-`` when there is none."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch)) if epoch else "-"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from .errors import LeaseHeld, NoGoodRelease, ReleaseRefused, StaleToken, StepOutOfOrder
+from .names import utc
 from .state import BAD, CONFIRMED, GOING_BACK, GOOD, RESTORED, ROLLBACK, SWITCHED, UNFINISHED, Lease, PoolState, Rollout
 
 
@@ -60,7 +61,7 @@ def decide_grant(
         if kind == ROLLBACK and lease.kind != ROLLBACK:
             return Grant(_fresh(state, token), "preempted")
         raise LeaseHeld(
-            f"{describe_owner(lease.owner)} holds this host for {_article(lease.kind)} since {_clock(lease.granted)}; "
+            f"{describe_owner(lease.owner)} holds this host for a {lease.kind} since {utc(lease.granted)}; "
             f"the lease runs out in {lease.expires - now.up:.0f} s unless they go on.",
             left="Nothing was changed on this host.",
             next_step="Wait for it, or ask them. To take the pool back in spite of a deploy: "
@@ -85,16 +86,6 @@ def pre_empts(state: PoolState, now: Moment, request: dict[str, Any]) -> bool:
         return decide_grant(state, now, **request).how != "kept"
     except (LeaseHeld, StaleToken):
         return False
-
-
-def _article(kind: str) -> str:
-    return f"a {kind}"
-
-
-def _clock(epoch: float) -> str:
-    from time import gmtime, strftime
-
-    return strftime("%Y-%m-%d %H:%M:%S UTC", gmtime(epoch))
 
 
 def _superseded_by(state: PoolState, token: int) -> str:

@@ -43,7 +43,7 @@ class Unclaimed:
 
     def settled(self) -> bool:
         """Look once more; True when there is nothing left to find out, or no right to see the broker's connections."""
-        if isinstance(self._link.ask_each([("CLIENT LIST",)])[0], Exception):
+        if self._open is None and isinstance(self._link.ask_each([("CLIENT LIST",)])[0], Exception):
             return True
         before = self._listening()
         look = self._look(sorted({*self._queues, *before.values()}))
