@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a host has stored was damaged: it is found before anything is touched, or it does no harm.
 
-Full disks are in tests/integration/test_full_disk.py, clocks in tests/unit/test_rules.py, units changed by hand
-in tests/integration/test_supervisord_program.py, process counts in tests/integration/test_supervisord_steps.py.
+Full disks are in tests/integration/test_full_disk.py, units changed by hand in
+tests/integration/test_supervisord_program.py, process counts in tests/integration/test_supervisord_steps.py.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,12 @@ from tools.common import run
 
 pytestmark = pytest.mark.timeout(600)
 COPY_SECONDS = 30
+AHEAD_SECONDS = 600
+_AHEAD = f"""
+import time
+real = time.time
+time.time = lambda: real() + {AHEAD_SECONDS}
+"""
 
 
 def test_a_half_written_last_line_of_the_journal_does_no_harm(ground: Ground, table: Table) -> None:
@@ -71,3 +80,43 @@ def test_a_stored_release_that_was_damaged_is_found_before_anything_is_touched(
         run(["cp", "--archive", kept, stored], timeout=COPY_SECONDS)
     assert ground.complaints() == []
     table.runs.append(Run("damaged stored release", damage))
+
+
+@contextmanager
+def ahead(ground: Ground, name: str) -> Iterator[None]:
+    """A host whose clock is ten minutes ahead for what the controller runs there, and right for its own guard."""
+    folder = ground.stand.folder / "ahead"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_AHEAD, encoding="utf-8")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    variables = ground.stand.inventory.parent / "host_vars" / f"{name}.json"
+    variables.parent.mkdir()
+    variables.write_text(json.dumps({"ansible_python_interpreter": str(python)}), encoding="utf-8")
+    try:
+        yield
+    finally:
+        shutil.rmtree(variables.parent)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.thorough
+def test_clocks_that_are_ten_minutes_apart_change_nothing(ground: Ground, table: Table, tmp_path: Path) -> None:
+    home = ground.current()
+    with ground.production(), ahead(ground, HOSTS[1]):
+        assert ground.play("deploy", **ground.build("crash")).wait() != 0
+        ground.wait_settled(GRACE_SECONDS)
+        assert ground.current() == home
+        ground.require("deploy", **ground.build(), pool_report_dir=str(tmp_path))
+        ground.wait_settled(GRACE_SECONDS)
+        ground.require("rollback")
+        ground.wait_settled(GRACE_SECONDS)
+    assert ground.current() == home
+    times = {name: ground.events(name)[-1]["time"] for name in HOSTS}
+    assert times[HOSTS[1]] - times[HOSTS[0]] > AHEAD_SECONDS / 2, "the clocks were apart"
+    (report,) = tmp_path.glob("*.md")
+    assert f"The clock of {HOSTS[1]} is at least 5" in report.read_text(encoding="utf-8")
+    assert ground.complaints() == []
+    assert ground.take_balance().lost == frozenset()
+    table.runs.append(Run("clocks ten minutes apart", "deploy, rollback"))
