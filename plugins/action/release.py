@@ -16,7 +16,6 @@ from ansible import constants as C
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.urls import open_url
-from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import lookup_loader
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS
@@ -25,6 +24,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.url import
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import RELEASE_OPTIONS, queue_groups, words
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
+from ansible_collections.backstep.workers.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_program import build_host_program
 from ansible_collections.backstep.workers.plugins.plugin_utils.sources import Source, prepare_source, unusable
 
@@ -32,10 +32,9 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DOWNLOAD_SECONDS = 60
 
 
-class ActionModule(ActionBase):
+class ActionModule(HostAction):
     """Runs on the controller, once for each host."""
 
-    _supports_check_mode = True
     TRANSFERS_FILES = True
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
@@ -48,14 +47,18 @@ class ActionModule(ActionBase):
             arguments = self._prepared(params, source, variables)
         except BackstepError as error:
             return {"failed": True, **error.result()}
-        planned = self._call({**arguments, "state": "planned"}, variables)
+        planned = self.ask(variables, lambda: self._call({**arguments, "state": "planned"}, variables), known=0.0)
         if params["state"] == "planned" or self._task.check_mode or planned.get("failed") or planned.get("unreachable"):
             return planned
-        try:
-            missing = any(action["action"] == "build" for action in planned["actions"])
-            return self._stage(arguments, source, missing, variables)
-        finally:
-            self._remove_tmp_path(self._connection._shell.tmpdir)
+        missing = any(action["action"] == "build" for action in planned["actions"])
+
+        def stage() -> dict[str, Any]:
+            try:
+                return self._stage(arguments, source, missing, variables)
+            finally:
+                self._remove_tmp_path(self._connection._shell.tmpdir)
+
+        return self.ask(variables, stage, self.known(source.size))
 
     def _validated(self) -> dict[str, Any]:
         validation = ArgumentSpecValidator({**POOL_OPTIONS, **RELEASE_OPTIONS}).validate(self._task.args)

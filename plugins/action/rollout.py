@@ -21,6 +21,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks im
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
 from ansible_collections.backstep.workers.plugins.plugin_utils import report, text
+from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
 
 OPTIONS: dict[str, Any] = {
@@ -94,6 +95,7 @@ class ActionModule(ActionBase):
         left_out = fleet.left_out(params["all_hosts"], playing, batch, skip, params["partial"])
         answers = self._answers(params["answers"], [host for host in playing if host not in skip])
         dead = owners.dead_runs(answers)
+        hooks = hooks_of(params["hooks"])
         if params["kind"] == "deploy":
             fleet.require_unpaused(params["broker"])
             plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"])
@@ -105,7 +107,6 @@ class ActionModule(ActionBase):
                 params["processes"],
                 params["broker"].get("workers") or [],
             )
-            hooks = hooks_of(params["hooks"])
             fleet.require_lease_time(hooks, params["lease_timeout"])
             wave_seconds = params["wave_seconds"] + seconds_of(hooks, AFTER_SWITCH)
             fleet.require_time(plan, wave_seconds, params["confirm_timeout"], seconds_of(hooks, BEFORE_CONFIRM))
@@ -117,11 +118,13 @@ class ActionModule(ActionBase):
         record = records.begin_record(plan, answers)
         owner = {**owners.this_run(), "left_out": left_out}
         broker = params["broker"]
+        states = [answer["pool_state"] for answer in answers.values() if answer and "pool_state" in answer]
         return {
             "plan": {
                 **asdict(plan),
                 "needed": plan.needed,
                 "owner": owner,
+                "back_seconds": way_back_seconds(hooks, states),
                 "baseline": fleet.baseline(plan, broker.get("workers") or []),
                 "broker_before": {name: broker.get(name) for name in ("queues", "server") if name in broker},
             },

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.backstep.workers.plugins.module_utils._broker_args import as_result, open_broker, queue_names
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import RECOVER_SECONDS, WAITING
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError
+from ansible_collections.backstep.workers.plugins.plugin_utils.host_action import HostAction
 
 _BROKER_SECONDS = 10.0
 
 
-class ActionModule(ActionBase):
+class ActionModule(HostAction):
     """Runs on the controller, once for each host."""
-
-    _supports_check_mode = True
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
         """Drain on the host; then name the tasks of workers that did not end, and put back those of killed ones."""
         super().run(tmp, task_vars)
-        result: dict[str, Any] = self._execute_module(module_name="backstep.workers.worker_drain", task_vars=task_vars)
+        result = self.ask(
+            task_vars or {},
+            lambda: dict(self._execute_module(module_name="backstep.workers.worker_drain", task_vars=task_vars)),
+            self.known(),
+        )
         if not self._task.args.get("broker_url"):
             return result
         workers = result.get("running") or (result.get("error") or {}).get("details", {}).get("running")

@@ -24,6 +24,14 @@ options:
     description: How many seconds the broker may take for any single answer.
     type: float
     default: 5.0
+  step_timeout:
+    description:
+      - After how many seconds without an answer the machine that talks to the broker counts as unreachable, beyond
+        those that the step itself may wait, for example for a canary task. It isn't asked again in the same run.
+        V(0) waits for ever.
+      - Read on the controller only.
+    type: float
+    default: 120.0
 requirements:
   - Python 3.9 or newer on the machine that talks to the broker.
   - The Python package C(redis) there, for O(engine=rq).

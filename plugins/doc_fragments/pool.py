@@ -51,6 +51,13 @@ options:
       - The directory of unit files or program sections.
       - The default is C(/etc/systemd/system) or C(/etc/supervisor/conf.d).
     type: path
+  step_timeout:
+    description:
+      - After how many seconds without an answer the host counts as unreachable, beyond those that the step itself may
+        wait, for example for a drain. It isn't asked again in the same run. V(0) waits for ever.
+      - Read on the controller only.
+    type: float
+    default: 120.0
 requirements:
   - Python 3.9 or newer on the worker host; nothing but its standard library.
 """

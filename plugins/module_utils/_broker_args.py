@@ -17,6 +17,7 @@ BROKER_OPTIONS: dict[str, Any] = {
     "engine": {"type": "str", "required": True},
     "broker_url": {"type": "str", "required": True, "no_log": True},
     "timeout": {"type": "float", "default": 5.0},
+    "step_timeout": {"type": "float", "default": 120.0},
 }
 
 

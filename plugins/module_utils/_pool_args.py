@@ -22,6 +22,7 @@ POOL_OPTIONS: dict[str, Any] = {
     "supervisor": {"type": "str", "default": "systemd", "choices": sorted(SUPERVISORS, reverse=True)},
     "supervisor_socket": {"type": "path", "default": "/var/run/supervisor.sock"},
     "supervisor_conf_dir": {"type": "path"},
+    "step_timeout": {"type": "float", "default": 120.0},
 }
 
 DRAIN_OPTIONS: dict[str, Any] = {

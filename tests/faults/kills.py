@@ -34,15 +34,31 @@ def _kill_both(controller: Controller, step: int | None) -> None:
     controller.kill()
 
 
+def _freeze_step(_controller: Controller, step: int | None) -> None:
+    """As when the host stands still, or its disk hangs: nobody gets an answer, and nobody can take another step."""
+    if step:
+        os.kill(step, signal.SIGSTOP)
+
+
+def _thaw_step(step: int | None) -> None:
+    if step:
+        with suppress(ProcessLookupError):
+            os.kill(step, signal.SIGCONT)
+
+
+FROZEN = "step on the host frozen"
 FAULTS: dict[str, Callable[[Controller, int | None], None]] = {
     "controller killed": lambda controller, _step: controller.kill(),
     "step on the host killed": _kill_step,
     "controller and step killed": _kill_both,
+    FROZEN: _freeze_step,
     "controller terminated": lambda controller, _step: controller.terminate(),
     "Ctrl-C twice": lambda controller, _step: controller.interrupt_twice(),
 }
 # After these the play itself goes on, and has to tell the truth in the end.
-_PLAY_GOES_ON = ("step on the host killed",)
+_PLAY_GOES_ON = ("step on the host killed", FROZEN)
+# Until a host that gives no answer is given up; more than any step takes on a busy machine.
+_STEP_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,8 @@ class Attempt:
 
     def start(self) -> Controller:
         """Run the play, once more perhaps."""
-        return self.ground.start("rollback" if self.play == ROLLBACK else "deploy", **self.variables)
+        terms = {**self.variables, "pool_step_timeout": _STEP_SECONDS}
+        return self.ground.start("rollback" if self.play == ROLLBACK else "deploy", **terms)
 
     def written(self) -> dict[str, list[str]]:
         """The events that it has written, by host."""
@@ -136,10 +153,10 @@ def run_case(ground: Ground, case: Case) -> Run:
         with Gate(ground.journal(case.boundary.host)) as gate:
             if not gate.wait_for(case.boundary, PLAY_SECONDS, controller.running):
                 run.complaints.append(f"the play ended before it came to this: {gate.seen}")
-            consuming = Consuming(ground)
-            FAULTS[case.fault](controller, gate.writer())
+            consuming, step = Consuming(ground), gate.writer()
+            FAULTS[case.fault](controller, step)
         try:
-            run.complaints += _aftermath(ground, case, attempt, controller, consuming)
+            run.complaints += _aftermath(ground, case, attempt, controller, consuming, step)
         except ToolError as error:
             run.complaints.append(str(error))
     run.seconds = consuming.seconds
@@ -149,19 +166,30 @@ def run_case(ground: Ground, case: Case) -> Run:
     return run
 
 
-def _aftermath(ground: Ground, case: Case, attempt: Attempt, controller: Controller, consuming: Consuming) -> list[str]:
+def _aftermath(
+    ground: Ground, case: Case, attempt: Attempt, controller: Controller, consuming: Consuming, step: int | None
+) -> list[str]:
     found = []
     if case.fault in _PLAY_GOES_ON:
         status = _wait_consuming(controller, consuming)
         found += attempt.missed(status) if status == 0 else []
-        ground.wait_settled(GRACE_SECONDS)
-        found += _one_verdict(ground)
+        if case.fault == FROZEN:
+            _thaw_step(step)
+        else:
+            ground.wait_settled(GRACE_SECONDS)
+            found += _one_verdict(ground)
     else:
         controller.wait()
     if case.wait:
         ground.wait_settled(ground.confirm_seconds + GRACE_SECONDS)
         found += filter(None, map(attempt.misplaced, HOSTS))
+        if case.fault == FROZEN:
+            found += _named(ground, case.boundary.host, controller)
         wait_for("every host to consume", lambda: _silent(consuming), timeout=GRACE_SECONDS)
+    return [*found, *_run_again(ground, case, attempt, consuming)]
+
+
+def _run_again(ground: Ground, case: Case, attempt: Attempt, consuming: Consuming) -> list[str]:
     again = attempt.start()
     status = _wait_consuming(again, consuming)
     if case.play == DEPLOY and status != 0:
@@ -173,7 +201,13 @@ def _aftermath(ground: Ground, case: Case, attempt: Attempt, controller: Control
         print(again.output)
     ground.wait_settled(GRACE_SECONDS)
     wait_for("every host to consume", lambda: _silent(consuming), timeout=GRACE_SECONDS)
-    return [*found, *wrong, *ground.complaints()]
+    return [*wrong, *ground.complaints()]
+
+
+def _named(ground: Ground, frozen: str, controller: Controller) -> list[str]:
+    """A frozen host may end on another release than the rest, but then the run has failed and named it."""
+    said = controller.wait() != 0 and f"{frozen} has given no answer for" in controller.output
+    return [] if said else _one_verdict(ground)
 
 
 def _one_verdict(ground: Ground) -> list[str]:

@@ -244,7 +244,13 @@ class Steps:
         else:
             event = {"event": "rolled_back", "origin": rollout.origin, "reason": rollout.reason}
         leaves = self._leaves(self.others(state, target))
-        self._note_commit = lambda: self.host.note(token=self.token, target=target, leaves=leaves, **event)
+
+        def commit() -> None:
+            if switched:
+                rules.require_in_time(self.host.require(self.token), moment(), str(target))
+            self.host.note(token=self.token, target=target, leaves=leaves, **event)
+
+        self._note_commit = commit
         self.host.note("confirm_started", self.token, target=target)
         self._carry_out(actions, state)
         return actions

@@ -74,6 +74,12 @@ class LeaseHeld(BackstepError):
     code = "lease_held"
 
 
+class HostSilent(BackstepError):
+    """The host has given no answer in time: unknown, and never the same as a refusal."""
+
+    code = "host_silent"
+
+
 class StaleToken(BackstepError):
     """The step carries a token that the host has since given to somebody else, or that has expired."""
 

@@ -195,6 +195,20 @@ def require_confirm(state: PoolState, token: int, release: Optional[str]) -> Opt
     )
 
 
+def require_in_time(state: PoolState, now: Moment, release: str) -> None:
+    """Whether ``release`` may still be made good: a host that stood still meanwhile may be its guard's by now.
+
+    :raises StepOutOfOrder: the guard's time has come.
+    """
+    deadline = state.rollout.deadline if state.rollout else None
+    if deadline is not None and now.up >= deadline:
+        raise StepOutOfOrder(
+            f"{release} is not confirmed: its guard's time came {now.up - deadline:.0f} s ago.",
+            left="The guard takes this host back.",
+            next_step="See what happened with: ansible-playbook backstep.workers.status",
+        )
+
+
 def last_good(state: PoolState) -> Optional[str]:
     """The release that the guard of the next switch takes this host to, or None."""
     good = state.good_releases()
