@@ -64,8 +64,12 @@ def decide_grant(
             f"{describe_owner(lease.owner)} holds this host for a {lease.kind} since {utc(lease.granted)}; "
             f"the lease runs out in {lease.expires - now.up:.0f} s unless they go on.",
             left="Nothing was changed on this host.",
-            next_step="Wait for it, or ask them. To take the pool back in spite of a deploy: "
-            "ansible-playbook backstep.workers.rollback",
+            next_step="Wait for it, or ask them. "
+            + (
+                "Then see where it has brought the pool: ansible-playbook backstep.workers.status"
+                if lease.kind == ROLLBACK
+                else "To take the pool back in spite of a deploy: ansible-playbook backstep.workers.rollback"
+            ),
             owner=lease.owner,
             kind=lease.kind,
             token=lease.token,
