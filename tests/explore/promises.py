@@ -74,6 +74,7 @@ def of_a_move(before: World, move: Move) -> Iterator[str]:
     for event in move.events:
         if event["event"] == "lease_granted":
             yield from _of_a_grant(old, event)
+            yield from _of_the_others_leases(before, move, event)
         elif event["event"] == "rollback_started" and not _asked_for(move, event):
             yield from _of_a_way_back(old, event)
     if move.late and move.late[0].plan:
@@ -118,6 +119,16 @@ def _of_a_grant(old: Facts, event: dict[str, Any]) -> Iterator[str]:
         yield f"a {event['kind']} took the lease of a rollback"
     if lease and lease_is_live(old) and event["kind"] == DEPLOY and event.get("how") != "adopted":
         yield "a deploy took the lease of a living owner"
+
+
+def _of_the_others_leases(before: World, move: Move, event: dict[str, Any]) -> Iterator[str]:
+    """Two rollbacks never have a part of the hosts each."""
+    alive = {run.name for run in before.runs if move.run and run.name != move.run.name}
+    for facts in before.facts:
+        lease = facts.state.lease
+        theirs = lease and lease_is_live(facts) and lease.kind == ROLLBACK and lease.owner.get("run") in alive
+        if theirs and facts.name != move.host and event["kind"] == ROLLBACK:
+            yield f"{move.host} was given to a rollback, and {facts.name} has another one"
 
 
 def _of_a_step(old: Facts, new: Facts, move: Move) -> Iterator[str]:

@@ -38,6 +38,8 @@ DEPLOYS, ROLLS_BACK = (DEPLOY, "3"), (ROLLBACK, "")
 WHAT_DIES = frozenset(("controller dies", "guard", "reboot"))
 OF_FLEETS = DISTURBANCES if MORE else frozenset(("controller dies", "verdict", "guard"))
 
+NONE: frozenset[str] = frozenset()
+
 # Of releases with hooks or a rollback barrier, which have tests of their own: nothing runs a hook on paper.
 ELSEWHERE = ("hook_started", "hook_ended", "barrier_held")
 
@@ -61,6 +63,7 @@ SCOPES = {
         Scope(
             "two hosts, one of them bad", hosts=2, dying=(("w2", "3"),), disturbances=OF_FLEETS - {"person"}, depth=1
         ),
+        Scope("two hosts, two rollbacks", hosts=2, first=ROLLS_BACK, others=(ROLLS_BACK,), disturbances=NONE, depth=1),
         Scope("two hosts go back", hosts=2, first=ROLLS_BACK, disturbances=OF_FLEETS - {"person"}, depth=1),
     )
 }

@@ -9,7 +9,20 @@ from typing import Any, Optional
 
 from .errors import LeaseHeld, NoGoodRelease, ReleaseRefused, StaleToken, StepOutOfOrder
 from .names import utc
-from .state import BAD, CONFIRMED, GOING_BACK, GOOD, RESTORED, ROLLBACK, SWITCHED, UNFINISHED, Lease, PoolState, Rollout
+from .state import (
+    BAD,
+    CONFIRMED,
+    GOING_BACK,
+    GOOD,
+    RESTORED,
+    ROLLBACK,
+    SWITCHED,
+    SWITCHING,
+    UNFINISHED,
+    Lease,
+    PoolState,
+    Rollout,
+)
 
 
 @dataclass(frozen=True)
@@ -130,13 +143,26 @@ def require_lease(state: PoolState, now: Moment, token: int) -> None:
     elif lease.released:
         why = "its lease was given back"
     else:
-        why = "its lease has run out"
+        ago = f" {now.up - lease.expires:.0f} s ago" if lease.boot == now.boot else ", as the host was started anew"
+        why = f"its lease has run out{ago}, and nobody has taken it since"
     raise StaleToken(
         f"Rollout {token} may not change this host: {why}.",
-        left="Nothing was changed on this host by this step.",
+        left=f"Nothing was changed on this host by this step. {_where_it_stands(state, now)}",
         next_step="See who is at work with: ansible-playbook backstep.workers.status",
         superseded_by=_superseded_by(state, token),
     )
+
+
+def _where_it_stands(state: PoolState, now: Moment) -> str:
+    """Where a host is that a rollout has lost, and where it goes by itself."""
+    rollout, here = state.rollout, f"It is on {state.current or 'no release'}"
+    if rollout is None or not rollout.open:
+        return f"{here}, and nothing is open on it."
+    if rollout.phase not in (SWITCHING, SWITCHED):
+        return f"{here}, and on its way back to {rollout.target or 'no release'}."
+    left = rollout.deadline - now.up if rollout.deadline is not None and rollout.boot == now.boot else 0.0
+    when = f"within {left:.0f} s" if left > 0 else "now"
+    return f"{here} and was not confirmed: its guard takes it back to {rollout.safe or 'no release'} {when}."
 
 
 def require_target(state: PoolState, release: str) -> None:
