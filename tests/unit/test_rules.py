@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -99,6 +100,16 @@ def test_a_rollback_pre_empts_a_deploy_and_nothing_pre_empts_a_rollback() -> Non
             ask(Story().lease("ana", ROLLBACK), 2, kind)
 
 
+def test_who_asks_late_for_a_way_back_learns_that_a_rollback_has_come_after_him() -> None:
+    story = Story().lease("ana", DEPLOY).lease("oncall", ROLLBACK)
+    with pytest.raises(LeaseHeld) as late:
+        ask(story, 1, ROLLBACK)
+    assert late.value.details["superseded_by"] == "rollout 2 of oncall@ops1 (pid 4711) (rollback)"
+    with pytest.raises(LeaseHeld) as at_once:
+        ask(story, 2, ROLLBACK)
+    assert at_once.value.details["superseded_by"] == ""
+
+
 @pytest.mark.parametrize("token", [0, 1])
 @pytest.mark.parametrize("kind", [DEPLOY, ROLLBACK])
 def test_a_number_that_was_seen_already_is_refused_however_the_lease_is_had(token: int, kind: str) -> None:
@@ -127,6 +138,28 @@ def refusal(story: Story, token: int) -> str:
     with pytest.raises(StaleToken) as refused:
         rules.require_lease(story.state, story.now, token)
     return str(refused.value)
+
+
+def test_a_run_that_has_lost_a_host_is_told_where_it_stands() -> None:
+    lost = Story().good(A).lease("ana", seconds=50.0).stage(B).switch(B, deadline=600.0)
+    lost.up += 60.0
+    said = refusal(lost, lost.state.last_token)
+    assert re.search(r"run out 1\d s ago, and nobody has taken it", said)
+    assert re.search(f"It is on {B} and was not confirmed: its guard takes it back to {A} within 5\\d\\d s.", said)
+    lost.up += 1000.0
+    assert f"takes it back to {A} now." in refusal(lost, lost.state.last_token)
+    lost.note("rollback_started", origin=B, target=A, verdict="bad", reason="", mode="overlap", by="guard")
+    assert f"It is on {B}, and on its way back to {A}." in refusal(lost, 1)
+    settled = Story().good(A)
+    assert f"It is on {A}, and nothing is open on it." in refusal(settled, 1)
+
+
+def test_what_a_host_was_still_doing_when_its_guard_s_time_came_is_not_made_good() -> None:
+    story = Story().good(A).lease("ana").stage(B).switch(B, deadline=600.0)
+    rules.require_in_time(story.state, story.now, B)
+    story.up = story.state.rollout.deadline or 0.0  # type: ignore[union-attr]
+    with pytest.raises(StepOutOfOrder, match="not confirmed: its guard's time came 0 s ago"):
+        rules.require_in_time(story.state, story.now, B)
 
 
 def test_a_step_needs_the_live_lease_and_is_told_why_it_has_not() -> None:

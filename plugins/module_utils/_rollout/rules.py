@@ -87,6 +87,7 @@ def decide_grant(
             kind=lease.kind,
             token=lease.token,
             expires_in=round(lease.expires - now.up, 1),
+            superseded_by=_superseded_by(state, token),
         )
     return Grant(_fresh(state, token), "granted")
 
