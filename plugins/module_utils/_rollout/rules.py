@@ -73,6 +73,9 @@ def decide_grant(
             return Grant(_fresh(state, token), "adopted")
         if kind == ROLLBACK and lease.kind != ROLLBACK:
             return Grant(_fresh(state, token), "preempted")
+        if token < lease.token:
+            # Planned before that one, and late: it is over, whoever holds this host.
+            _fresh(state, token)
         raise LeaseHeld(
             f"{describe_owner(lease.owner)} holds this host for a {lease.kind} since {utc(lease.granted)}; "
             f"the lease runs out in {lease.expires - now.up:.0f} s unless they go on.",
@@ -87,7 +90,6 @@ def decide_grant(
             kind=lease.kind,
             token=lease.token,
             expires_in=round(lease.expires - now.up, 1),
-            superseded_by=_superseded_by(state, token),
         )
     return Grant(_fresh(state, token), "granted")
 
@@ -121,7 +123,9 @@ def _fresh(state: PoolState, token: int) -> int:
             f"Rollout number {token} is not newer than {state.last_token}, which this host has seen already"
             + (f": {by} has superseded it." if by else "."),
             left="Nothing was changed on this host.",
-            next_step="Run the playbook again: it reads the numbers anew.",
+            next_step="See who is at work with: ansible-playbook backstep.workers.status"
+            if by
+            else "Run the playbook again: it reads the numbers anew.",
             superseded_by=by,
         )
     return token
