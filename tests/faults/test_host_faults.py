@@ -127,19 +127,6 @@ def test_a_host_is_struck(pool: Pool, engine: Engine, table: Table, fault: str, 
     assert found.duplicated == found.announced
 
 
-def test_status_names_a_frozen_host_and_ends(pool: Pool) -> None:
-    host, other = pool.workers
-    host.freeze()
-    try:
-        shown = pool.play("status", pool_step_timeout=ANSWER_SECONDS)
-    finally:
-        host.thaw()
-    assert shown.status != 0
-    assert f"No answer from {host.name}." in shown.output
-    assert f"! {host.name}: unreachable: {host.name} has given no answer for {ANSWER_SECONDS} s" in shown.output
-    assert f"! {other.name}" not in shown.output
-
-
 def struck(pool: Pool, engine: Engine, fault: str, step: str, home: str, wanted: dict[str, Any]) -> float:
     """Strike a host in the middle of a play; seconds until it consumed again after it was mended."""
     playbook, terms, event = STEPS[step]

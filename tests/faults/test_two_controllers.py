@@ -67,7 +67,6 @@ def test_of_two_deploys_exactly_one_proceeds(ground: Ground, table: Table) -> No
     enter(ground, table, "two controllers", "two deploys")
 
 
-@pytest.mark.thorough
 def test_a_rollback_pre_empts_a_deploy_which_says_that_it_was_superseded(ground: Ground, table: Table) -> None:
     home = ground.current()
     with ground.production():

@@ -52,7 +52,12 @@ def files(root: Path, prefix: str) -> dict[str, Any]:
     for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in ("app", "log")]
         paths += [Path(folder) / name for name in [*inner, *names]]
-    return {str(path): describe(path) for path in sorted(paths)}
+    found = {}
+    for path in sorted(paths):
+        # A step that is under way writes files under another name first.
+        with suppress(FileNotFoundError):
+            found[str(path)] = describe(path)
+    return found
 
 
 def main() -> None:
