@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ground import GRACE_SECONDS, HOSTS, Ground
+from tests.faults.ground import GRACE_SECONDS, HOSTS, VARIABLES, Ground
 from tests.faults.table import Run, Table
 
 pytestmark = pytest.mark.timeout(600)
@@ -41,6 +41,16 @@ def test_status_ends_and_names_it(ground: Ground, table: Table, frozen: tuple[st
     assert f"! {FROZEN}: unreachable: {SAID}" in shown.output
     assert f"! {OTHER}" not in shown.output
     table.runs.append(Run("host never answers", "status"))
+
+
+def test_a_lease_outlives_the_longest_step_of_another_host(ground: Ground) -> None:
+    """Otherwise a run that has given a host up would have lost the others."""
+    canary = VARIABLES["pool_health"]["canary_timeout"]
+    before = ground.lengths()
+    ground.require("deploy", **ground.build(), pool_lease_timeout=1, pool_step_timeout=40)
+    leases = [event["seconds"] for event in ground.events(OTHER, before[OTHER]) if event["event"] == "lease_granted"]
+    assert leases == [40 + canary]
+    ground.wait_settled(GRACE_SECONDS)
 
 
 @pytest.mark.thorough
