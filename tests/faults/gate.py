@@ -91,7 +91,8 @@ class Gate:
             if not self._take_lease():
                 continue
             if not self._wait_for_writer(deadline, going_on):
-                return False
+                # Also missed when the next event, the play's last, came before this one was seen.
+                return self._passed(boundary)
             if self._passed(boundary):
                 # Missed when more has been written since: then it is what follows that is about to be written.
                 return True

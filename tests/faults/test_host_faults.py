@@ -21,7 +21,7 @@ from tests.demo.production import Production
 from tests.faults.table import Run, Table
 from tests.support.hosts import Host
 from tests.support.ledger import Producer, balance
-from tests.support.pool import Pool, not_consuming, on_last_good, prepared_pool
+from tests.support.pool import Played, Pool, not_consuming, on_last_good, prepared_pool
 from tools.common import wait_for
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
@@ -29,7 +29,7 @@ QUEUES = ["letters"]
 CONFIRM_SECONDS = 60
 GRACE_SECONDS = 10
 ANSWER_SECONDS = 30
-STEP_SECONDS = 120
+STEP_SECONDS = 240
 TASK_SECONDS = 20.0
 # What is done to a host, and how it is undone.
 FAULTS = {
@@ -72,6 +72,12 @@ def engine(pool: Pool) -> Iterator[Engine]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """Tasks that earlier faults have lost or made run twice."""
+    return set()
+
+
 def keep_busy(pool: Pool) -> None:
     """Give every worker a task that takes a while."""
     producer = Producer(pool.broker_url, pool.ledger_url, task="letters.send")
@@ -104,7 +110,7 @@ def wait_back(pool: Pool, engine: Engine, hosts: tuple[Host, ...], release: str)
         for step in STEPS
     ],
 )
-def test_a_host_is_struck(pool: Pool, engine: Engine, table: Table, fault: str, step: str) -> None:
+def test_a_host_is_struck(pool: Pool, engine: Engine, table: Table, known: set[str], fault: str, step: str) -> None:
     playbook = STEPS[step][0]
     home = on_last_good(pool)
     wanted: dict[str, Any] = {"pool_version": f"{next(_versions)}.0"}
@@ -112,23 +118,40 @@ def test_a_host_is_struck(pool: Pool, engine: Engine, table: Table, fault: str, 
         assert pool.play("deploy", **wanted).status == 0
         wanted = {}
     with Production(pool, next(_tasks) * 1000) as production:
-        seconds = struck(pool, engine, fault, step, home, wanted)
-        again = pool.play(playbook, **wanted)
-        assert again.status == 0
+        first, seconds = struck(pool, engine, fault, step, home, wanted)
+        again = run_again(pool, playbook, wanted)
         production.stop()
     assert (on_last_good(pool) == home) == (playbook == "rollback")
     for host in pool.workers:
         assert pool.program(host, "verify").status == 0
     wait_for("the workers to finish what they can reach", lambda: unrest(engine), timeout=STEP_SECONDS)
-    found = balance(engine, pool.ledger_url, QUEUES, again.announced)
-    counts = (len(found.lost), len(found.duplicated), len(found.announced))
-    table.runs.append(Run(fault, f"host, {step}", *counts, seconds))
-    assert found.lost == frozenset()
-    assert found.duplicated == found.announced
+    found = balance(engine, pool.ledger_url, QUEUES, first.announced | again)
+    lost, duplicated = found.lost - known, found.duplicated - known
+    known |= found.lost | found.duplicated
+    table.runs.append(Run(fault, f"host, {step}", len(lost), len(duplicated), len(found.announced), seconds))
+    assert lost == frozenset()
+    assert duplicated <= found.announced
 
 
-def struck(pool: Pool, engine: Engine, fault: str, step: str, home: str, wanted: dict[str, Any]) -> float:
-    """Strike a host in the middle of a play; seconds until it consumed again after it was mended."""
+def run_again(pool: Pool, playbook: str, wanted: dict[str, Any]) -> set[str]:
+    """Bring the pool where it was asked to be; the tasks that were announced meanwhile.
+
+    A deploy may have a way back to finish first, and its release may be bad by now, as its workers can't live without
+    a broker: what has to be deployable then is another one.
+    """
+    again = pool.play(playbook, **wanted)
+    announced = again.announced
+    if again.status and playbook == "deploy":
+        again = pool.play(playbook, pool_version=f"{next(_versions)}.0")
+        announced |= again.announced
+    assert again.status == 0
+    return announced
+
+
+def struck(
+    pool: Pool, engine: Engine, fault: str, step: str, home: str, wanted: dict[str, Any]
+) -> tuple[Played, float]:
+    """Strike a host in the middle of a play; that play, and seconds until it consumed again after it was mended."""
     playbook, terms, event = STEPS[step]
     strike, heal = FAULTS[fault]
     host, other = pool.workers
@@ -139,7 +162,8 @@ def struck(pool: Pool, engine: Engine, fault: str, step: str, home: str, wanted:
         strike(host)
         undo.callback(heal, host)
         # While the host is still as it is: a run doesn't wait for it.
-        assert play.wait(STEP_SECONDS) != 0
+        status = play.wait(STEP_SECONDS)
+        assert status != 0
         wait_back(pool, engine, (other,), home)
         undo.pop_all().close()
         began = time.monotonic()
@@ -148,7 +172,7 @@ def struck(pool: Pool, engine: Engine, fault: str, step: str, home: str, wanted:
         print(output)
         assert host.name in output
         wait_back(pool, engine, pool.workers, home)
-        return round(time.monotonic() - began, 1)
+        return Played(status, output), round(time.monotonic() - began, 1)
 
 
 def unrest(engine: Engine) -> str | None:

@@ -32,7 +32,8 @@ _SCENARIOS = CHECKOUT / ".config" / "molecule" / "config.yml"
 _PREPARE = CHECKOUT / "molecule" / "shared" / "prepare.yml"
 UNITS = "/etc/systemd/system"
 _RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
-_CUT_OFF = re.compile(r"were cut off; .*", re.MULTILINE)
+# With a report of the rollout, and without one when there was nothing to do but that.
+_CUT_OFF = re.compile(r'(?:were cut off; |"msg": "task-).*', re.MULTILINE)
 
 
 @dataclass(frozen=True)

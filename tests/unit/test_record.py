@@ -204,3 +204,29 @@ def test_reasons_are_cut_where_they_get_too_long(count: int) -> None:
     text = records.reasons(record)
     assert text.count("gave no answer") == min(count, 5)
     assert text.endswith("and 4 more hosts") == (count == 9)
+
+
+def finished_back(**changed: Any) -> dict[str, Any]:
+    """How a deploy ends that had an interrupted way back of w1 to finish first, with w2 as ``changed`` says."""
+    plan = planned(hosts=[], unfinished=["w1"], settled=["w1", "w2"], **changed)
+    record = start()
+    record["hosts"]["w1"] = {"steps": {}, "verdict": "bad", "reason": "a rollback was interrupted here"}
+    record["touched"] = ["w1"]
+    for step in records.BACK_STEPS:
+        records.note_step(record, ["w1"], step, {"w1": {"release": A}}, "release", touches=True)
+    return records.outcome(plan, record)
+
+
+def test_a_way_back_that_was_finished_leaves_every_host_where_it_belongs() -> None:
+    found = finished_back(before={"w1": B, "w2": A})
+    assert (found["ended"], found["ok"]) == ("rolled_back", False)
+    assert found["hosts"] == {"w1": A}
+    assert found["hosts"] == {"w1": A}
+    assert found["exceptions"] == {}
+
+
+def test_a_way_back_that_was_finished_names_the_hosts_that_are_not_on_one_release() -> None:
+    found = finished_back(before={"w1": B, "w2": "0.9-cccccccc"})
+    assert found["ended"] == "mixed"
+    assert found["hosts"] == {"w1": A, "w2": "0.9-cccccccc"}
+    assert set(found["exceptions"]) == {"w1", "w2"}

@@ -188,9 +188,9 @@ def outcome(plan: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
             exceptions[host] = "; ".join(failed) or entry["reason"] or "did not finish"
         elif hosts[host] != wanted:
             exceptions[host] = f"is on {hosts[host] or 'no release'}, not on {wanted or 'no release'}"
-    for host in plan["settled"] if went_back and record["touched"] else ():
-        hosts[host] = plan["release"]
-        exceptions[host] = f"was on {plan['release']} already and stays there"
+    for host, where in _apart(plan, record["touched"]).items() if went_back else ():
+        hosts.setdefault(host, where)
+        exceptions.setdefault(host, f"is on {where or 'no release'}, and not every host is")
     for host, entry in record["hosts"].items():
         if host not in hosts and entry["verdict"] != GOOD:
             hosts[host], exceptions[host] = None, entry["reason"]
@@ -202,6 +202,18 @@ def outcome(plan: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
         ended = "rolled_back"
     good = not exceptions and record["verdict"] == GOOD and not failed_hooks(record)
     return {"ok": good, "ended": ended, "hosts": hosts, "exceptions": exceptions, "reasons": _all_reasons(record)}
+
+
+def _apart(plan: Mapping[str, Any], touched: Collection[str]) -> dict[str, Optional[str]]:
+    """The hosts that a way back of the touched ones leaves on different releases, and on which."""
+    if not touched:
+        return {}
+    if not plan["unfinished"]:
+        return dict.fromkeys(plan["settled"], plan["release"])
+    # An interrupted way back is finished, and nothing is deployed: hosts that had no part in it are where they were.
+    places = {host: plan["before"].get(host) for host in plan["settled"]}
+    places.update({host: plan["back_to"].get(host) for host in touched})
+    return places if len(set(places.values())) > 1 else {}
 
 
 def _all_reasons(record: Mapping[str, Any]) -> str:
