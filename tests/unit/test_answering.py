@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import (
     NoAnswer,
     SilentHosts,
@@ -23,6 +24,8 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.answering import 
     time_limit,
     way_back_seconds,
 )
+
+from tools.common import CHECKOUT
 
 # pytest's own limit would be the nearer one that is left alone.
 pytestmark = pytest.mark.timeout(60, method="thread")
@@ -145,3 +148,32 @@ def test_a_host_is_given_up_once_for_all_processes_of_a_run(tmp_path: Path) -> N
     SilentHosts(tmp_path).add("w1/x", 150.0)
     assert SilentHosts(tmp_path).seconds("w1/x") == 150.0
     assert SilentHosts(tmp_path).seconds("w2") == 0.0
+
+
+_LETS_GO = """\
+import subprocess
+from ansible_collections.backstep.workers.plugins.plugin_utils.answering import let_go_of_clients
+client = subprocess.Popen(["sleep", "600"])
+let_go_of_clients()
+print(client.wait(60))
+"""
+
+
+def test_no_client_that_waits_for_a_host_outlives_its_step() -> None:
+    """As Ansible does, each step is the first process of a group of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LETS_GO], capture_output=True, text=True, check=False, timeout=60,
+        start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{-signal.SIGTERM}\n"), done.stderr
+
+
+def test_every_step_that_speaks_to_a_host_ends_in_time() -> None:
+    runtime = yaml.safe_load((CHECKOUT / "meta" / "runtime.yml").read_text(encoding="utf-8"))
+    asked = [*runtime["action_groups"]["host"], *runtime["action_groups"]["broker"]]
+    routed = runtime["plugin_routing"]["modules"]
+    for name in (module.rpartition(".")[2] for module in asked):
+        action = routed.get(name, {}).get("action_plugin", name).rpartition(".")[2]
+        source = (CHECKOUT / "plugins" / "action" / f"{action}.py").read_text(encoding="utf-8")
+        assert "class ActionModule(HostAction)" in source, name
+        assert "self.ask(" in source, name
