@@ -12,6 +12,7 @@ from ._hook_args import HOOK_OPTIONS, hooks_of
 from ._host.layout import Spec
 from ._host.store import Content
 from ._rollout.errors import BadInput
+from ._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 
 RELEASE_OPTIONS: dict[str, Any] = {
     "state": {"type": "str", "default": "staged", "choices": ["planned", "staged"]},
@@ -43,6 +44,7 @@ RELEASE_OPTIONS: dict[str, Any] = {
     "build_timeout": {"type": "float", "default": 900.0},
     "rollback_barrier": {"type": "str", "default": ""},
     **HOOK_OPTIONS,
+    **SCHEDULER_OPTIONS,
     "min_free_mib": {"type": "int", "default": 0},
     "rollout": {"type": "int", "default": 0},
     "to": {"type": "str", "default": ""},
@@ -118,6 +120,7 @@ def spec_of(params: dict[str, Any]) -> Spec:
         identity=prepared["identity"],
         barrier=params["rollback_barrier"].strip(),
         hooks=hooks_of(params["hooks"]),
+        scheduler=scheduler_of(params["scheduler"]),
     )
 
 

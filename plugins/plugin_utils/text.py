@@ -12,6 +12,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet im
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.schedulers import pool_problems
 
 QUEUE_COLUMNS = ("waiting", "scheduled", "executing", "retrying", "dead", "parked", "workers")
 
@@ -153,7 +154,16 @@ def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any
         f"  rollback barrier: {release} can't be undone ({reason}), so going back out of it needs pool_cross_barrier"
         for release, reason in barriers.items()
     ]
-    return [f"Pool {pool}", *table(rows), *notes, *_mixed_lines(answers), *_queue_lines(broker)]
+    more = [*_scheduler_lines(answers), *_mixed_lines(answers), *_queue_lines(broker)]
+    return [f"Pool {pool}", *table(rows), *notes, *more]
+
+
+def _scheduler_lines(answers: Mapping[str, Any]) -> list[str]:
+    """Whose scheduler runs where, and what is wrong with them all together."""
+    states = {host: answer["pool_state"] for host, answer in answers.items() if not failure_of(answer, "pool_state")}
+    found = {host: state["scheduler"] for host, state in states.items() if state.get("scheduler")}
+    lines = [f"  scheduler: that of {each['release']} on {host}" for host, each in found.items() if each["release"]]
+    return lines + [f"  ! {problem}" for problem in pool_problems(states)]
 
 
 def _mixed_lines(answers: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import time as real_time
 from typing import Any
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.host import Host
-from ansible_collections.backstep.workers.plugins.module_utils._host.layout import Pool, Spec
+from ansible_collections.backstep.workers.plugins.module_utils._host.layout import SCHEDULER_INDEX, Part, Pool, Spec
 from ansible_collections.backstep.workers.plugins.module_utils._host.processes import Process
 from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors.base import MainProcess, Supervisor
 
@@ -31,6 +31,10 @@ class Paper(Supervisor):
         super().__init__(pool, layout)
         self.units: dict[str, dict[str, bytes]] = {}
         self.running: set[str] = set()
+        # Whose units have a scheduler, whose is wanted, and which one runs: it has the lock.
+        self.has_scheduler: set[str] = set()
+        self.scheduling: set[str] = set()
+        self.scheduler: str | None = None
         self.at_boot: set[str] = set()
         self.busy: set[str] = set()
         self.chores: set[str] = set()
@@ -58,22 +62,47 @@ class Paper(Supervisor):
     def uninstall(self, release: str) -> None:
         self._act()
         assert release not in self.busy, "a release with a task was removed"
+        assert release != self.scheduler, "a release whose scheduler runs was removed"
         self.units.pop(release, None)
         self.at_boot.discard(release)
 
     def start(self, release: str) -> None:
+        self.start_stopped(release)
+
+    def start_stopped(self, release: str, part: Part = Part.WORKERS) -> None:
         self._act()
         assert release in self.units
-        self.running.add(release)
+        if part is Part.WORKERS:
+            self.running.add(release)
+        elif release in self.has_scheduler:
+            self.scheduling.add(release)
+            self.scheduler = self.scheduler or release
 
-    def quiet(self, release: str) -> None:
+    def boot_schedulers(self) -> None:
+        """What is enabled comes up; one of them gets the lock."""
+        self.scheduling = self.at_boot & self.has_scheduler
+        self.scheduler = next(iter(sorted(self.scheduling)), None)
+
+    def quiet(self, release: str, part: Part = Part.ALL) -> None:
         self._act()
-        self.running.discard(release)
+        if part.has(1):
+            self.running.discard(release)
+        if part.has(SCHEDULER_INDEX):
+            self.scheduling.discard(release)
+            if self.scheduler == release:
+                # Who has waited longest; nobody else waits on paper for more than one.
+                self.scheduler = next(iter(sorted(self.scheduling)), None)
 
-    def processes(self, release: str) -> list[MainProcess]:
+    def processes(self, release: str, part: Part = Part.ALL) -> list[MainProcess]:
+        if release not in self.units:
+            return []
         wanted = release in self.running
         runs = wanted or release in self.busy
-        return [MainProcess(1, PIDS[release] if runs else None, "running", wanted, 0)] if release in self.units else []
+        worker = MainProcess(1, PIDS[release] if runs else None, "running", wanted, 0)
+        wanted = release in self.scheduling
+        scheduler = MainProcess(SCHEDULER_INDEX, PIDS[release] if wanted else None, "running", wanted, 0)
+        found = [scheduler, worker] if release in self.has_scheduler else [worker]
+        return [main for main in found if part.has(main.index)]
 
     def where_to_look(self, release: str, index: int) -> str:
         return f"{release} {index}"
@@ -111,10 +140,19 @@ class PaperHost(Host):
 
     supervisor: Paper
 
-    def running(self) -> dict[str, list[Process]]:
-        """One process of each release that runs."""
-        live = sorted(self.supervisor.running | self.supervisor.busy)
-        return {name: [Process(PIDS[name], 1, 0.0, name, None)] for name in live}
+    def running(self, part: Part = Part.ALL) -> dict[str, list[Process]]:
+        """One process of each release that runs, and one of each scheduler."""
+        found: dict[str, list[Process]] = {}
+        for name in sorted(self.supervisor.running | self.supervisor.busy) if part.has(1) else ():
+            found.setdefault(name, []).append(Process(PIDS[name], 1, 0.0, name, None))
+        for name in sorted(self.supervisor.scheduling) if part.has(SCHEDULER_INDEX) else ():
+            found.setdefault(name, []).append(Process(PIDS[name], 1, 0.0, name, None, scheduler=True))
+        return found
+
+    def scheduler(self) -> tuple[str, int] | None:
+        """The scheduler that has the lock."""
+        name = self.supervisor.scheduler
+        return (name, PIDS[name]) if name else None
 
 
 class PaperTime:
@@ -133,7 +171,8 @@ class PaperTime:
         return self.up
 
     def time(self) -> float:
-        return 1_000_000.0 + self.up
+        # Never on a whole second, around which no scheduler is handed over.
+        return 1_000_000.3 + self.up
 
     def sleep(self, _seconds: float) -> None:
         assert self.busy, "something was waited for"

@@ -281,7 +281,7 @@ def test_a_host_with_hooks_to_run_is_not_settled() -> None:
 def test_hooks_that_take_too_long_for_guard_or_lease_are_refused() -> None:
     plan = fleet.plan_deploy({"w1": answer(), "w2": answer()}, [1], (), False)
     fleet.require_time(plan, 100.0, 260.0, 60.0)
-    with pytest.raises(BadInput, match=r"2 waves of up to 100 s and hooks of up to 61 s don't fit"):
+    with pytest.raises(BadInput, match=r"2 waves of up to 100 s and up to 61 s for hooks and the scheduler don't fit"):
         fleet.require_time(plan, 100.0, 260.0, 61.0)
     fleet.require_lease_time(hooks_of({"after_switch": [["x"], ["y"]]}), 121.0)
     with pytest.raises(BadInput, match=r"after_switch may take 120 s.*pool_lease_timeout \(120 s\)"):

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.layout import (
@@ -48,12 +47,12 @@ def test_a_spec_is_read_back_from_json() -> None:
 def test_a_command_is_filled_in_and_the_worker_s_name_is_left_to_the_launcher() -> None:
     home = "/opt/backstep/mail/releases/1.0-aaaaaaaa"
     expected = ["rq", "--name", "{worker}", f"--in={home}/app", f"{home}/config/x", home, "--q=high,low", "high", "low"]
-    assert expand_command(SPEC, LAYOUT, ["high", "low"]) == expected
+    assert expand_command(SPEC.command, SPEC.id, LAYOUT, ["high", "low"]) == expected
 
 
 def test_braces_of_the_user_s_own_stay() -> None:
-    spec = replace(SPEC, command=["echo", "{}", "{other}", '{"json": 1}'])
-    assert expand_command(spec, LAYOUT, ["q"]) == ["echo", "{}", "{other}", '{"json": 1}']
+    own = ["echo", "{}", "{other}", '{"json": 1}']
+    assert expand_command(own, SPEC.id, LAYOUT, ["q"]) == own
 
 
 def test_what_each_worker_finds_in_its_environment() -> None:

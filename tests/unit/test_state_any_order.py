@@ -39,6 +39,8 @@ from tests.unit.paper import FIRST, SECOND, THIRD, Killed, Paper, PaperHost, Pap
 
 USER = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
 BROKER = "redis://127.0.0.1:6379/0"
+# The first release has none.
+WITH_SCHEDULER = frozenset((SECOND, THIRD))
 CONFIRM_SECONDS, LEASE_SECONDS = 100.0, 60.0
 RELEASES = st.sampled_from([FIRST, SECOND, THIRD])
 OWNERS = st.sampled_from(["ana", "bob"])
@@ -64,6 +66,7 @@ class AnyOrder(RuleBasedStateMachine):
         (self.folder / "code").mkdir()
         self.host = PaperHost(str(self.folder / "root"), Pool("mail", "w1", Paper.name, "", "", "python3"))
         self.time.busy = self.host.supervisor.busy
+        self.host.supervisor.has_scheduler.update(WITH_SCHEDULER)
         (self.folder / "root").mkdir()
         self.had_good = False
         self.bad: set[str] = set()
@@ -109,9 +112,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     def stage(self, release: str, late: int = 0, lives: int | None = None) -> None:
         """Stage a release."""
+        scheduler = {"command": ["x"], "host": "w1", "period": 1.0} if release in WITH_SCHEDULER else {}
         spec = Spec(
             id=release, version=release[:3], pool="mail", engine="rq", queues=[["q"]], processes=1, command=["x"],
-            user=USER, broker=BROKER, broker_variable="RQ_REDIS_URL", identity={},
+            user=USER, broker=BROKER, broker_variable="RQ_REDIS_URL", identity={}, scheduler=scheduler,
         )  # fmt: skip
         content = Content("", str(self.folder / "code"), {}, {}, [], 1.0)
         token = self.state.last_token - late
@@ -212,6 +216,7 @@ class AnyOrder(RuleBasedStateMachine):
         paper = self.host.supervisor
         self.boot += 1
         paper.running = set(paper.at_boot)
+        paper.boot_schedulers()
         paper.busy.clear()
         if paper.guarded:
             self.attempt(guard, self.host, boot=True, by="guard")
@@ -267,6 +272,7 @@ class AnyOrder(RuleBasedStateMachine):
         if rollout and not rollout.open and state.current:
             assert state.current in paper.running
             assert state.current in paper.at_boot
+            assert paper.scheduling == {state.current} & WITH_SCHEDULER
         if state.draining:
             assert paper.guarded or paper.chore_armed(REAPER), "what drains is nobody's"
 

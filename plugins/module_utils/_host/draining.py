@@ -15,6 +15,7 @@ from . import asking
 from .clock import Deadline, until, uptime
 from .commands import kill_process
 from .host import Host
+from .layout import Part
 
 _KILL_SECONDS = 15.0
 
@@ -37,8 +38,8 @@ class Drained:
 def still_running(host: Host, release: str) -> list[dict[str, Any]]:
     """The workers of a release that have a live process, as the processes themselves tell it."""
     workers: dict[str, dict[str, Any]] = {}
-    mains = {main.pid: main.index for main in host.supervisor.processes(release) if main.pid}
-    for process in host.running().get(release, []):
+    mains = {main.pid: main.index for main in host.supervisor.processes(release, Part.WORKERS) if main.pid}
+    for process in host.running(Part.WORKERS).get(release, []):
         name = process.worker
         if name is None:
             index = mains.get(process.pid, mains.get(process.parent, 0))
@@ -51,7 +52,7 @@ def still_running(host: Host, release: str) -> list[dict[str, Any]]:
 
 
 def drain(host: Host, release: str, token: int, seconds: float, policy: str) -> Drained:
-    """Bring a release to rest.
+    """Bring the workers of a release to rest; its scheduler goes on.
 
     :param seconds: how long its tasks may take to end.
     :param policy: what becomes of tasks that take longer: ``abort`` (the release is started again), ``leave`` (they go
@@ -61,12 +62,12 @@ def drain(host: Host, release: str, token: int, seconds: float, policy: str) -> 
     """
     host.note("drain_started", token, release=release, seconds=seconds, policy=policy)
     deadline = Deadline(seconds)
-    host.supervisor.quiet(release)
+    host.supervisor.quiet(release, Part.WORKERS)
     asked: list[dict[str, Any]] = []
 
     def over() -> bool:
         asked[:] = asking.pressing(host)
-        return bool(asked) or _comes_to_rest(host, release)
+        return bool(asked) or comes_to_rest(host, release, Part.WORKERS)
 
     deadline.wait_until(over)
     running = still_running(host, release)
@@ -74,7 +75,7 @@ def drain(host: Host, release: str, token: int, seconds: float, policy: str) -> 
     if running and asked:
         result.outcome = "superseded"
     elif running and policy in (KILL, REQUEUE):
-        kill(host, release)
+        kill(host, release, Part.WORKERS)
         result.outcome = "killed"
     elif running and policy == ABORT:
         result.outcome = "aborted"
@@ -116,28 +117,28 @@ def _goes_on(host: Host, release: str) -> str:
     return f"{release} takes tasks again." if release == host.state().current else f"{release} ends when its tasks do."
 
 
-def _comes_to_rest(host: Host, release: str) -> bool:
-    """Whether it is at rest; a worker that has died by itself just then is about to be started again: asked again."""
-    if any(main.wanted for main in host.supervisor.processes(release)):
-        host.supervisor.quiet(release)
-    return _at_rest(host, release)
+def comes_to_rest(host: Host, release: str, part: Part) -> bool:
+    """Whether it is at rest; a process that has died by itself just then is about to be started again: asked again."""
+    if any(main.wanted for main in host.supervisor.processes(release, part)):
+        host.supervisor.quiet(release, part)
+    return _at_rest(host, release, part)
 
 
-def _at_rest(host: Host, release: str) -> bool:
-    """Nothing of the release lives: by the process table and by the supervisor, both."""
-    if host.running().get(release):
+def _at_rest(host: Host, release: str, part: Part) -> bool:
+    """Nothing of that part lives: by the process table and by the supervisor, both."""
+    if host.running(part).get(release):
         return False
-    return not any(main.pid or main.wanted for main in host.supervisor.processes(release))
+    return not any(main.pid or main.wanted for main in host.supervisor.processes(release, part))
 
 
-def kill(host: Host, release: str) -> None:
-    """Kill every process of a release.
+def kill(host: Host, release: str, part: Part) -> None:
+    """Kill every process of a part of a release, which was told to end.
 
     :raises DrainTimeout: some outlive it.
     """
-    for process in host.running().get(release, []):
+    for process in host.running(part).get(release, []):
         kill_process(process.pid)
-    if not until(_KILL_SECONDS, lambda: _at_rest(host, release)):
+    if not until(_KILL_SECONDS, lambda: _at_rest(host, release, part)):
         raise DrainTimeout(
             f"Processes of {release} outlive SIGKILL by {_KILL_SECONDS:.0f} s (a hung disk or network mount?).",
             left="They were asked to stop and killed.",

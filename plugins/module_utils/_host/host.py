@@ -22,7 +22,7 @@ from . import processes
 from .clock import Deadline, moment
 from .files import free_bytes, read_if_there, write_file
 from .journal import Journal
-from .layout import Layout, Pool, Spec, environment_file, read_link
+from .layout import Layout, Part, Pool, Spec, environment_file, read_link
 from .store import Store
 from .supervisors.base import Supervisor
 from .supervisors.table import open_supervisor
@@ -102,12 +102,30 @@ class Host:
             )
         return free
 
-    def running(self) -> dict[str, list[processes.Process]]:
-        """The live processes of the pool by the release that they themselves report."""
+    def running(self, part: Part = Part.ALL) -> dict[str, list[processes.Process]]:
+        """The live processes of the pool by the release that they themselves report; no release without any."""
         found: dict[str, list[processes.Process]] = {}
         for process in processes.of_pool(self.layout.root, self.supervisor.unit_prefix):
             found.setdefault(str(process.release), []).append(process)
-        return found
+        if part is Part.ALL:
+            return found
+        chosen = {release: self._of_part(release, group, part) for release, group in found.items()}
+        return {release: group for release, group in chosen.items() if group}
+
+    def _of_part(self, release: str, group: list[processes.Process], part: Part) -> list[processes.Process]:
+        mains = [main.pid for main in self.supervisor.processes(release, Part.SCHEDULER) if main.pid]
+        schedulers = processes.schedulers_among(group, mains)
+        return [process for process in group if (process.pid in schedulers) == (part is Part.SCHEDULER)]
+
+    def scheduler(self) -> Optional[tuple[str, int]]:
+        """The release whose scheduler runs here, and its process id: that which holds the lock. None when none does."""
+        holders = processes.lock_holders(self.layout.scheduler_lock)
+        found = self.running(Part.SCHEDULER) if holders else {}
+        for release, group in found.items():
+            for process in group:
+                if process.pid in holders:
+                    return release, process.pid
+        return None
 
     def drift(self, release: str) -> list[str]:
         """Installed units of a release that are not, or no longer, as they were sealed."""
@@ -197,7 +215,7 @@ class Host:
         return dict(json.loads(read_if_there(self.layout.brokers) or b"{}"))
 
     def install_units(self, spec: Spec) -> None:
-        """Make a release ready to be started: broker secret, log directory, config reachable, units known."""
+        """Make a release ready to be started: broker secret, log directory, config reachable, lock, units known."""
         url = self.broker_url(spec.broker)
         if url is None:
             raise ReleaseDamaged(
@@ -207,6 +225,10 @@ class Host:
             )
         write_file(self.layout.broker_environment(spec.id), environment_file({spec.broker_variable: url}), 0o600)
         self.store.set_open(spec.id, True)
+        if spec.scheduler.get("host") == self.pool.host:
+            # Never replaced: whoever runs holds the lock on this very file. Whoever may read it can take that lock.
+            os.close(os.open(self.layout.scheduler_lock, os.O_RDONLY | os.O_CREAT, 0o644))
+            os.chmod(self.layout.scheduler_lock, 0o644)
         self.supervisor.install(spec.id, self.sealed_units(spec.id))
 
     def remove_units(self, release: str) -> None:

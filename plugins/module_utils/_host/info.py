@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from .._rollout import schedulers
 from .._rollout.barriers import describe
 from .._rollout.errors import BackstepError, NoGoodRelease
 from .._rollout.hook_steps import AFTER_CONFIRM
@@ -16,6 +17,7 @@ from .._rollout.state import DEPLOY, GOOD, STUCK, Draining, PoolState
 from .clock import Deadline, moment, uptime
 from .draining import still_running
 from .host import Host
+from .layout import SCHEDULER_INDEX, Part
 from .processes import start_of
 from .supervisors.base import MainProcess
 
@@ -34,6 +36,7 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
     state = host.state()
     now = moment()
     lease = state.lease
+    runs = host.scheduler()
     return {
         "pool": host.pool.name,
         "host": host.pool.host,
@@ -41,7 +44,8 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "current": state.current,
         "current_state": state.state_of(state.current),
         "since": state.releases[state.current].since if state.current in state.releases else None,
-        "running": {name: len(found) for name, found in sorted(host.running().items())},
+        "running": {name: len(found) for name, found in sorted(host.running(Part.WORKERS).items())},
+        "scheduler": _scheduler(state, runs),
         "processes": workers(host, state.current) if state.current else [],
         "link": host.link(),
         "draining": [_draining(host, entry) for entry in state.draining.values()],
@@ -58,11 +62,28 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "last_owner": lease.owner if lease else None,
         "barriers": {release: vars(barrier) for release, barrier in state.barriers.items() if barrier.behind},
         "rollback": where_back(host, state, wish, verify),
-        "problems": problems(host, state, verify),
+        "problems": [
+            *schedulers.problems(state, host.pool.host, runs[0] if runs else None),
+            *problems(host, state, verify),
+        ],
         "torn_bytes": torn,
         "clock": now.time,
         "events": journal[-events:] if events else [],
     }
+
+
+def _scheduler(state: PoolState, runs: Optional[tuple[str, int]]) -> Optional[dict[str, Any]]:
+    """The release whose scheduler runs here, and where one should; None where there is nothing of either.
+
+    :returns: ``{release, pid, host, period}``; ``release`` and ``pid`` are None while none runs here, ``host`` and
+        ``period`` (seconds) those of the current release, None if that has no scheduler.
+    """
+    current = state.releases.get(state.current or "")
+    wanted = current.scheduler if current else {}
+    if not runs and not wanted:
+        return None
+    release, pid = runs or (None, None)
+    return {"release": release, "pid": pid, "host": wanted.get("host"), "period": wanted.get("period")}
 
 
 def _draining(host: Host, entry: Draining) -> dict[str, Any]:
@@ -111,7 +132,7 @@ def problems(host: Host, state: PoolState, verify: bool) -> list[str]:
         found.append(f"rollout {state.rollout.token} is not finished ({state.rollout.phase.replace('_', ' ')})")
         if state.rollout.held:
             found.append(f"the way back is barred ({state.rollout.held} can't be undone): a person has to decide")
-    elif state.current and state.current not in host.running():
+    elif state.current and state.current not in host.running(Part.WORKERS):
         found.append(f"no worker of {state.current} runs")
     found += [f"{name_of(hook)} has not run well" for hook in hooks_pending(state)]
     if not verify:
@@ -125,7 +146,7 @@ def problems(host: Host, state: PoolState, verify: bool) -> list[str]:
     return found
 
 
-def workers(host: Host, release: str) -> list[dict[str, Any]]:
+def workers(host: Host, release: str, part: Part = Part.WORKERS) -> list[dict[str, Any]]:
     """The workers of a release: ``{index, worker, pid, state, uptime, restarts, reports, finishing}``.
 
     ``uptime`` is in seconds. ``reports`` is the release that the process itself belongs to, None when there is no
@@ -133,7 +154,7 @@ def workers(host: Host, release: str) -> list[dict[str, Any]]:
     that it was asked to stop and still has a task.
     """
     reported = {process.pid: process for found in host.running().values() for process in found}
-    return [_worker(host, release, main, reported) for main in host.supervisor.processes(release)]
+    return [_worker(host, release, main, reported) for main in host.supervisor.processes(release, part)]
 
 
 def _worker(host: Host, release: str, main: MainProcess, reported: dict[int, Any]) -> dict[str, Any]:
@@ -153,30 +174,32 @@ def _worker(host: Host, release: str, main: MainProcess, reported: dict[int, Any
 
 
 def as_started(host: Host, release: str) -> dict[str, int]:
-    """The main process of each worker of a release as the open rollout has started it, or else as it is now."""
+    """The main processes of a release as the open rollout has started them, or else as they are now."""
     rollout = host.state().rollout
     if rollout and rollout.open:
         return rollout.processes if rollout.target == release else {}
     return {str(main.index): main.pid or 0 for main in host.supervisor.processes(release)}
 
 
-def watch(host: Host, release: str, seconds: float, expected: dict[str, int]) -> dict[str, Any]:
-    """Watch a release's workers until each has been up for ``seconds``, or until one has shown that it won't.
+def watch(host: Host, release: str, seconds: float, expected: dict[str, int], part: Part = Part.ALL) -> dict[str, Any]:
+    """Watch a release's processes until each has been up for ``seconds``, or until one has shown that it won't.
 
-    A worker that was told to stop and then to start again finishes its task first; that counts as up.
+    A worker that was told to stop and then to start again finishes its task first; that counts as up. The scheduler has
+    to be the one that runs here: one that waits for another to end doesn't count.
 
-    :param expected: the main process of each worker as it was started; another one means that it has died since. 0 for
+    :param expected: the main process of each as it was started; another one means that it has died since. 0 for
         one that was not up yet, or had a task to finish first.
-    :returns: evidence: ``{host, release, bake, outcome, problems, processes}``; ``outcome`` is ``ok`` or ``failed``.
+    :returns: evidence: ``{host, release, bake, outcome, problems, processes, scheduler}``; ``outcome`` is ``ok`` or
+        ``failed``, ``scheduler`` None where the release has none.
     """
     deadline = Deadline(seconds + 5.0)
     seen: list[dict[str, Any]] = []
     found: list[str] = []
 
     def settled() -> bool:
-        seen[:] = workers(host, release)
+        seen[:] = workers(host, release, part)
         found[:] = _worker_problems(host, seen, release, expected)
-        return bool(found) or not young()
+        return bool(found) or not (young() or idle_scheduler())
 
     def young() -> list[dict[str, Any]]:
         # A supervisor may take a moment longer than asked for to call a process that is up running.
@@ -186,28 +209,38 @@ def watch(host: Host, release: str, seconds: float, expected: dict[str, int]) ->
             if (worker["uptime"] < seconds or worker["state"] != RUNNING) and not worker["finishing"]
         ]
 
+    def idle_scheduler() -> list[str]:
+        here = any(worker["index"] == SCHEDULER_INDEX for worker in seen)
+        runs = host.scheduler() if here else None
+        return [f"the scheduler of {release} doesn't run"] if here and (runs is None or runs[0] != release) else []
+
     if not deadline.wait_until(settled, poll=0.25):
         found = [
-            f"worker {worker['index']} has been up for {worker['uptime']} s of {seconds}, and is {worker['state']}"
+            f"{_name(worker)} has been up for {worker['uptime']} s of {seconds}, and is {worker['state']}"
             for worker in young()
-        ]
+        ] + idle_scheduler()
     return {
         "host": host.pool.host,
         "release": release,
         "bake": seconds,
         "outcome": "failed" if found else "ok",
         "problems": found,
-        "processes": seen,
+        "processes": [worker for worker in seen if worker["index"] != SCHEDULER_INDEX],
+        "scheduler": next((worker for worker in seen if worker["index"] == SCHEDULER_INDEX), None),
     }
+
+
+def _name(worker: dict[str, Any]) -> str:
+    return "the scheduler" if worker["index"] == SCHEDULER_INDEX else f"worker {worker['index']}"
 
 
 def _worker_problems(host: Host, seen: list[dict[str, Any]], release: str, expected: dict[str, int]) -> list[str]:
     found = []
     if {str(worker["index"]) for worker in seen} != set(expected):
-        found.append(f"{len(seen)} of {len(expected)} workers are known to the supervisor")
+        found.append(f"{len(seen)} of {len(expected)} processes are known to the supervisor")
     for worker in seen:
         started: Optional[int] = expected.get(str(worker["index"]))
-        name = f"worker {worker['index']}"
+        name = _name(worker)
         see = f"(see {host.supervisor.where_to_look(release, worker['index'])})"
         if worker["restarts"] or (started and worker["pid"] not in (0, started)):
             found.append(f"{name} has died and was started again {see}")

@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Starts one worker process: stands in the release's ``unit`` directory and is sealed with it.
 
-Usage: ``launch.py [--environment FILE]... [--user NAME] --worker PREFIX -- COMMAND...``. Gives the worker a name that
-ends with its process id, then becomes the command (same process id). Under systemd the unit sets user and environment;
-under supervisord this program does, so that secrets stay in root-only files and out of supervisord's own.
+Usage: ``launch.py [--environment FILE]... [--user NAME] --worker PREFIX [--lock FILE] -- COMMAND...``. Gives the worker
+a name that ends with its process id, then becomes the command (same process id). Under systemd the unit sets user and
+environment; under supervisord this program does, so that secrets stay in root-only files and out of supervisord's own.
+With ``--lock`` it first waits until nobody else holds the lock on that file. The command inherits it, so that the
+kernel lets go of it in the moment in which the command ends, however that comes.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import pwd
 import shlex
@@ -21,6 +24,7 @@ def main() -> None:
     parser.add_argument("--environment", action="append", default=[])
     parser.add_argument("--user", default="")
     parser.add_argument("--worker", required=True)
+    parser.add_argument("--lock", default="")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     for path in options.environment:
@@ -34,6 +38,11 @@ def main() -> None:
         os.setgid(entry.pw_gid)
         os.setuid(entry.pw_uid)
         os.environ.update(HOME=entry.pw_dir, USER=options.user, LOGNAME=options.user)
+    if options.lock:
+        # For reading: the file is root's, and the command's user has no more right to it.
+        handle = os.open(options.lock, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.set_inheritable(handle, True)
     worker = f"{options.worker}/{os.getpid()}"
     os.environ["BACKSTEP_WORKER"] = worker
     command = [word.replace("{worker}", worker) for word in options.command]

@@ -5,12 +5,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
 
 from .._rollout.names import worker_prefix
 
 RELEASE_SCHEMA = 1
+
+# The number of the process that runs a release's schedule; its workers are numbered from 1.
+SCHEDULER_INDEX = 0
+PART_VARIABLE = "BACKSTEP_PART"
+
+
+class Part(Enum):
+    """Some of the supervised processes of a release."""
+
+    WORKERS = "workers"
+    SCHEDULER = "scheduler"
+    ALL = "all"
+
+    def has(self, index: int) -> bool:
+        """Whether the process with this number is among them."""
+        return self is Part.ALL or (index == SCHEDULER_INDEX) == (self is Part.SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ class Spec:
     :param identity: everything that the id is a digest of.
     :param barrier: why the release can't be undone once it was switched to, or "".
     :param hooks: its commands by step, each with ``command``, ``timeout``, ``where`` and ``chdir``.
+    :param scheduler: the process that runs its schedule: ``command`` (as for workers), ``host`` (the one that runs it,
+        by its name in the inventory) and ``period`` (seconds); empty when it has none.
     """
 
     id: str
@@ -59,6 +78,7 @@ class Spec:
     identity: dict[str, Any]
     barrier: str = ""
     hooks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
     schema: int = RELEASE_SCHEMA
 
     @property
@@ -86,6 +106,7 @@ class Layout:
         self.pool = self.state / "pool.json"
         self.brokers = self.state / "brokers.json"
         self.program = root / "bin" / "backstep"
+        self.scheduler_lock = root / "scheduler.lock"
         self.logs = root / "log"
 
     def release(self, release: str) -> Path:
@@ -109,14 +130,47 @@ class Layout:
         return self.state / f"broker-{release}.env"
 
 
-def expand_command(spec: Spec, layout: Layout, queues: list[str]) -> list[str]:
-    """The arguments of one worker process; ``{worker}`` stays in, as the launcher alone knows the process id."""
+@dataclass(frozen=True)
+class Program:
+    """One process of a release, as a supervisor has to start it.
+
+    :param options: the launcher's own.
+    :param environment: what it finds in its environment besides ``pool_env`` and the broker's URL. No secrets.
+    """
+
+    index: int
+    queues: list[str]
+    options: list[str]
+    command: list[str]
+    environment: dict[str, str]
+
+
+def programs(spec: Spec, pool: Pool, layout: Layout) -> list[Program]:
+    """The processes of a release on the pool's host: its workers, and on the host that has it the scheduler."""
+    found = []
+    for index, queues in spec.instances:
+        environment = worker_environment(spec, pool, layout, index, queues)
+        options = ["--worker", environment.pop("BACKSTEP_WORKER")]
+        command = expand_command(spec.command, spec.id, layout, queues)
+        found.append(Program(index, queues, options, command, environment))
+    if spec.scheduler.get("host") == pool.host:
+        queues = list(dict.fromkeys(queue for group in spec.queues for queue in group))
+        environment = worker_environment(spec, pool, layout, SCHEDULER_INDEX, queues)
+        options = ["--worker", environment.pop("BACKSTEP_WORKER"), "--lock", str(layout.scheduler_lock)]
+        command = expand_command(spec.scheduler["command"], spec.id, layout, queues)
+        environment[PART_VARIABLE] = Part.SCHEDULER.value
+        found.insert(0, Program(SCHEDULER_INDEX, queues, options, command, environment))
+    return found
+
+
+def expand_command(command: list[str], release: str, layout: Layout, queues: list[str]) -> list[str]:
+    """The arguments of one process; ``{worker}`` stays in, as the launcher alone knows the process id."""
     result: list[str] = []
-    for given in spec.command:
+    for given in command:
         if given == "{queues}":
             result.extend(queues)
         else:
-            result.append(fill_in(given, spec.id, layout).replace("{queues}", ",".join(queues)))
+            result.append(fill_in(given, release, layout).replace("{queues}", ",".join(queues)))
     return result
 
 

@@ -14,6 +14,7 @@ from .clock import moment
 from .draining import drain, still_running
 from .holding import require_way
 from .host import Host
+from .layout import Part
 from .leasing import take
 from .steps import Steps, Terms
 
@@ -21,7 +22,7 @@ from .steps import Steps, Terms
 def _report(
     host: Host, steps: Steps, actions: list[dict[str, Any]], before: Optional[str], after: Optional[str]
 ) -> dict[str, Any]:
-    return {
+    result = {
         "changed": bool(actions),
         "actions": actions,
         "release": after or "",
@@ -31,6 +32,10 @@ def _report(
         "hooks": steps.hooked,
         "diff": {"before": f"release: {before or '-'}\n", "after": f"release: {after or '-'}\n"},
     }
+    if steps.handed_over:
+        killed = [f"The scheduler {name} didn't end in time and was killed." for name in steps.handed_over.killed]
+        result.update(scheduler=asdict(steps.handed_over), warnings=killed)
+    return result
 
 
 def switch_host(
@@ -49,6 +54,7 @@ def switch_host(
     cross_barrier: bool = False,
     barrier: str = "",
     given_hooks: Optional[dict[str, list[dict[str, Any]]]] = None,
+    scheduler: Optional[dict[str, Any]] = None,
 ) -> dict[str, Any]:
     """Move the host to ``release``, or back when that is ``previous``; see the module ``release_switch``."""
     steps = Steps(host, rollout, terms)
@@ -59,7 +65,7 @@ def switch_host(
         if going_back:
             barriers.require_crossing(state, target, cross_barrier)
         else:
-            state.as_if_staged(release, barrier=barrier.strip(), hooks=given_hooks or {})
+            state.as_if_staged(release, barrier=barrier.strip(), hooks=given_hooks or {}, scheduler=scheduler or {})
         actions = steps.plan_back(state, target) if going_back else steps.plan_switch(state, release)
         left = steps.left(state, target) or "" if going_back else ""
         return {**_report(host, steps, actions, state.current, target), "left": left}
@@ -103,7 +109,8 @@ def drain_host(
     state = _may_act(host, rollout)
     release = release or state.current or ""
     busy = still_running(host, release) if release else []
-    wanted = any(main.wanted or main.pid for main in host.supervisor.processes(release)) if release else False
+    workers = host.supervisor.processes(release, Part.WORKERS) if release else []
+    wanted = any(main.wanted or main.pid for main in workers)
     actions = [{"action": "drain", "release": release, "seconds": seconds, "policy": policy}] if busy or wanted else []
     result: dict[str, Any] = {"changed": bool(actions), "actions": actions, "release": release}
     if not actions:
@@ -119,7 +126,8 @@ def resume_host(host: Host, *, release: str, rollout: int, check_mode: bool) -> 
     """Have the workers of a release take tasks again."""
     state = _may_act(host, rollout)
     release = release or state.current or ""
-    stopped = any(not main.wanted for main in host.supervisor.processes(release)) if release else False
+    workers = host.supervisor.processes(release, Part.WORKERS) if release else []
+    stopped = any(not main.wanted for main in workers)
     actions = [{"action": "start", "release": release}] if stopped else []
     if actions and not check_mode:
         with host.locked():

@@ -5,25 +5,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
+from .layout import PART_VARIABLE, SCHEDULER_INDEX, Part
+
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 HOOK_MARK = "BACKSTEP_HOOK"
-_MARKS = ("BACKSTEP_ROOT", "BACKSTEP_RELEASE", "BACKSTEP_WORKER", HOOK_MARK)
+_MARKS = ("BACKSTEP_ROOT", "BACKSTEP_RELEASE", "BACKSTEP_WORKER", PART_VARIABLE, HOOK_MARK)
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process. ``release`` and ``worker`` are what its own environment, working directory or cgroup say of it."""
+    """One process. ``release`` and ``worker`` are what its own environment, working directory or cgroup say of it.
+
+    ``scheduler`` tells that it says so of itself; one that says nothing is known to the supervisor (``Host.running``).
+    """
 
     pid: int
     parent: int
     started: float
     release: Optional[str]
     worker: Optional[str]
+    scheduler: bool = False
 
 
 def _read(path: str) -> Optional[bytes]:
@@ -61,26 +67,30 @@ def _working_directory(pid: int) -> str:
         return ""
 
 
-def _release_of(pid: int, root: Path, unit_prefix: str) -> tuple[Optional[str], Optional[str]]:
-    """A program that renames itself may overwrite its environment (setproctitle does), hence three witnesses."""
+def _release_of(pid: int, root: Path, unit_prefix: str) -> tuple[Optional[str], Optional[str], bool]:
+    """A program that renames itself may overwrite its environment (setproctitle does), hence three witnesses.
+
+    :returns: its release, its worker's name, and whether it says that it is a scheduler.
+    """
     marks = _marks(pid)
     if HOOK_MARK in marks:
-        return None, None
+        return None, None, False
     if marks.get("BACKSTEP_ROOT") == str(root) and marks.get("BACKSTEP_RELEASE"):
-        return marks["BACKSTEP_RELEASE"], marks.get("BACKSTEP_WORKER")
+        scheduler = marks.get(PART_VARIABLE) == Part.SCHEDULER.value
+        return marks["BACKSTEP_RELEASE"], marks.get("BACKSTEP_WORKER"), scheduler
     if "BACKSTEP_ROOT" in marks:
-        return None, None
+        return None, None, False
     releases = f"{root}/releases/"
     directory = _working_directory(pid)
     if directory.startswith(releases):
-        return directory[len(releases) :].split("/", 1)[0], None
+        return directory[len(releases) :].split("/", 1)[0], None, False
     cgroup = (_read(f"/proc/{pid}/cgroup") or b"").decode("utf-8", "replace")
     for part in cgroup.replace("\n", "/").split("/"):
         if part.startswith(unit_prefix) and part.endswith(".service"):
             release, dash, index = part[len(unit_prefix) : -len(".service")].rpartition("-")
             if dash and index.isdigit() and os.path.isdir(releases + release):
-                return release, None
-    return None, None
+                return release, None, int(index) == SCHEDULER_INDEX
+    return None, None, False
 
 
 def start_of(pid: int) -> Optional[tuple[int, float]]:
@@ -102,13 +112,48 @@ def of_pool(root: Path, unit_prefix: str) -> list[Process]:
         birth = start_of(pid)
         if birth is None or pid == os.getpid():
             continue
-        release, worker = _release_of(pid, root, unit_prefix)
+        release, worker, scheduler = _release_of(pid, root, unit_prefix)
         if release:
-            found[pid] = Process(pid, birth[0], birth[1], release, worker)
+            found[pid] = Process(pid, birth[0], birth[1], release, worker, scheduler)
         else:
             others[pid] = birth
     _adopt_children(found, others)
     return sorted(found.values(), key=lambda process: process.pid)
+
+
+def schedulers_among(processes: Sequence[Process], mains: Collection[int]) -> set[int]:
+    """The process ids of those that belong to a scheduler.
+
+    :param mains: the main processes of the release's scheduler, as the supervisor knows them.
+    """
+    found = {process.pid for process in processes if process.scheduler or process.pid in mains}
+    grown = True
+    while grown:
+        born = {process.pid for process in processes if process.parent in found} - found
+        found |= born
+        grown = bool(born)
+    return found
+
+
+def lock_holders(path: Path) -> set[int]:
+    """The processes that have taken the lock on a file, or have become what took it, as the kernel tells it.
+
+    Told apart by the number of the file alone, as the kernel's device is not the one that ``stat`` gives on each file
+    system. Open files would tell as well, but in a container not even root may always look at those of other users.
+
+    :raises OSError: the kernel doesn't tell.
+    """
+    try:
+        wanted = str(path.stat().st_ino)
+    except FileNotFoundError:
+        return set()
+    found = set()
+    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+        # "1: FLOCK  ADVISORY  WRITE 4711 fe:00:2147004 0 EOF"; who waits for it has an arrow after the number.
+        words = line.split()
+        if words[1] == "FLOCK" and words[5].rpartition(":")[2] == wanted:
+            found.add(int(words[4]))
+    return found
 
 
 def hooks_of_pool(root: Path) -> list[int]:
@@ -125,7 +170,7 @@ def _adopt_children(found: dict[int, Process], others: dict[int, tuple[int, floa
         grown = False
         for pid, (parent, started) in list(others.items()):
             if parent in found:
-                found[pid] = Process(pid, parent, started, found[parent].release, found[parent].worker)
+                found[pid] = replace(found[parent], pid=pid, parent=parent, started=started)
                 del others[pid]
                 grown = True
 

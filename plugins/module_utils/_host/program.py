@@ -16,6 +16,7 @@ from .._rollout.names import utc
 from .clock import Deadline
 from .host import Host
 from .info import describe_host
+from .layout import Part
 from .reaping import reap
 from .way_back import go_back_alone, guard
 
@@ -39,6 +40,7 @@ def status(host: Host, options: argparse.Namespace) -> int:
         else "rollout   none yet",
         f"back to   {found['rollback']['target'] or found['rollback']['problem']}",
     ]
+    lines += _scheduler(found)
     lines += [f"barrier   {name} can't be undone: {found['barriers'][name]['reason']}" for name in found["barriers"]]
     lines += [_draining(each) for each in found["draining"]]
     for each in found["reaped"]:
@@ -47,6 +49,15 @@ def status(host: Host, options: argparse.Namespace) -> int:
     lines += [f"! {problem}" for problem in found["problems"]]
     _print(options, found, lines)
     return 0
+
+
+def _scheduler(found: dict[str, Any]) -> list[str]:
+    scheduler = found["scheduler"]
+    if not scheduler:
+        return []
+    here = f"that of {scheduler['release']} (pid {scheduler['pid']})" if scheduler["release"] else "none here"
+    elsewhere = f"; it belongs on {scheduler['host']}" if scheduler["host"] not in (None, found["host"]) else ""
+    return [f"scheduler {here}{elsewhere}"]
 
 
 def _draining(entry: dict[str, Any]) -> str:
@@ -112,8 +123,8 @@ def resume(host: Host, options: argparse.Namespace) -> int:
         target = state.rollout.target if state.rollout and state.rollout.open else state.current
         if release not in (target, state.current):
             return True
-        host.supervisor.start_stopped(release)
-        return all(main.wanted for main in host.supervisor.processes(release))
+        host.supervisor.start_stopped(release, Part.WORKERS)
+        return all(main.wanted for main in host.supervisor.processes(release, Part.WORKERS))
 
     return 0 if Deadline(_RESUME_SECONDS).wait_until(all_run_or_unwanted, poll=0.5) else 1
 

@@ -11,6 +11,7 @@ from .._rollout.state import Draining, PoolState
 from .clock import moment, persist
 from .draining import Drained, kill, still_running
 from .host import Host
+from .layout import Part
 from .supervisors.base import REAPER
 
 _LOOK_SECONDS = 1.0
@@ -87,7 +88,7 @@ def _kill(host: Host, state: PoolState, release: str) -> None:
         # Before it acts: whoever finishes this after us has to name them all the same.
         running = still_running(host, release)
         host.note("drain_overran", entry.token, release=release, policy=entry.policy, running=running)
-    kill(host, release)
+    kill(host, release, Part.ALL)
     _remove_units(host, host.state(), release)
 
 

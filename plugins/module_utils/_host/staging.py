@@ -135,7 +135,9 @@ def _build(host: Host, state: PoolState, spec: Spec, content: Content, rollout: 
         host.store.verify(spec.id, state.releases[spec.id].seal)
     host.note("stage_started", rollout, release=spec.id, version=spec.version)
     seal = host.store.stage(spec, content, host.supervisor.render(spec))
-    host.note("staged", rollout, release=spec.id, seal=seal, barrier=spec.barrier, hooks=spec.hooks)
+    scheduler = {name: spec.scheduler[name] for name in ("host", "period")} if spec.scheduler else {}
+    sealed = {"seal": seal, "barrier": spec.barrier, "hooks": spec.hooks, "scheduler": scheduler}
+    host.note("staged", rollout, release=spec.id, **sealed)
 
 
 def _check_conf_dir(host: Host) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
-from .._rollout import barriers, hooks, plans, rules
+from .._rollout import barriers, hooks, plans, rules, schedulers
 from .._rollout.errors import (
     BackstepError,
     DrainTimeout,
@@ -27,7 +27,9 @@ from .files import fsync_directory, replace_link
 from .hooks import end_orphans, run_hook
 from .host import Host
 from .info import watch
+from .layout import Part
 from .reaping import how_it_drains, see_to_it
+from .scheduling import HandedOver, hand_over
 
 _SPAWN_SECONDS = 5.0
 # What trying again won't mend. A full disk, or a supervisor that gives no answer, may be another matter in a moment.
@@ -66,6 +68,8 @@ class Steps:
         self.drained: list[Drained] = []
         self.hooked: list[dict[str, Any]] = []
         """How each hook has ended."""
+        self.handed_over: Optional[HandedOver] = None
+        """How the scheduler was handed over, if it was."""
         self.evidence: dict[str, Any] = {}
         """What was seen of the workers that were brought back, as ``watch`` gives it."""
         self._deadline: Optional[float] = None
@@ -86,6 +90,10 @@ class Steps:
         mains = self.host.supervisor.processes(release)
         return bool(mains) and all(main.wanted for main in mains)
 
+    def _plan_hand_over(self, state: PoolState, target: Optional[str]) -> list[Action]:
+        periods = schedulers.periods_here(state, self.host.pool.host)
+        return schedulers.plan_hand_over(target, self.others(state, target), periods)
+
     # -- steps --------------------------------------------------------------------------------------------------
 
     def plan_switch(self, state: PoolState, target: str) -> list[Action]:
@@ -102,6 +110,7 @@ class Steps:
             seconds=self.terms.drain_seconds,
             policy=self.terms.drain_policy,
             at_boot=barriers.holds_at_boot(state, target),
+            hand_over=self._plan_hand_over(state, target),
         )
 
     def switch(self, target: str) -> list[Action]:
@@ -156,6 +165,7 @@ class Steps:
             seconds=self.terms.drain_seconds,
             policy=self.terms.drain_policy,
             hooks=hooks.pending_rollback(state, self.left(state, target), target, BEFORE_ROLLBACK),
+            hand_over=self._plan_hand_over(state, target),
         )
 
     def back(self, state: PoolState, target: Optional[str], *, verdict: str, reason: str) -> list[Action]:
@@ -317,13 +327,25 @@ class Steps:
 
     def _prove_up(self, action: Action, _state: PoolState) -> None:
         release = action["release"]
-        self.evidence = watch(self.host, release, action["seconds"], self._pids(release))
+        expected = self._pids(release, Part.WORKERS)
+        self.evidence = watch(self.host, release, action["seconds"], expected, Part.WORKERS)
         if self.evidence["outcome"] != "ok":
             problems = "; ".join(self.evidence["problems"])
             raise StepOutOfOrder(f"{release} was started again and doesn't stay up: {problems}.")
 
     def _quiet(self, action: Action, _state: PoolState) -> None:
-        self.host.supervisor.quiet(action["release"])
+        self.host.supervisor.quiet(action["release"], Part.WORKERS)
+
+    def _hand_over_scheduler(self, action: Action, _state: PoolState) -> None:
+        target = action["release"]
+        self.handed_over = hand_over(self.host, target, action["others"], action["period"], self.token)
+        if target and self.evidence:
+            # On the way back nobody watches the host any more: what is not so is said, and the way back goes on.
+            expected = self._pids(target, Part.SCHEDULER)
+            seen = watch(self.host, target, plans.PROOF_SECONDS, expected, Part.SCHEDULER)
+            outcome = "ok" if seen["outcome"] == self.evidence["outcome"] == "ok" else "failed"
+            found = [*self.evidence["problems"], *seen["problems"]]
+            self.evidence = {**self.evidence, "outcome": outcome, "problems": found, "scheduler": seen["scheduler"]}
 
     def _drain(self, action: Action, _state: PoolState) -> None:
         self.drained.append(drain(self.host, action["release"], self.token, action["seconds"], action["policy"]))
@@ -358,17 +380,17 @@ class Steps:
         self.host.store.discard(action["release"])
         self.host.note("pruned", self.token, release=action["release"])
 
-    def _pids(self, release: str) -> dict[str, int]:
-        """The main process of each worker, once each has one or its supervisor has given one up.
+    def _pids(self, release: str, part: Part = Part.ALL) -> dict[str, int]:
+        """The main process of each, once each has one or its supervisor has given one up.
 
         0 stands for one that is not up yet, and for one that still has a task from before, after which it is replaced.
         """
 
         def mains_are_there() -> bool:
-            return all(main.pid for main in self.host.supervisor.processes(release))
+            return all(main.pid for main in self.host.supervisor.processes(release, part))
 
         until(_SPAWN_SECONDS, mains_are_there)
-        found = self.host.supervisor.processes(release)
+        found = self.host.supervisor.processes(release, part)
         if not found:
             raise SupervisorError(f"The supervisor knows no worker of {release} after it was told to start them.")
         return {str(main.index): main.pid if main.pid and main.wanted else 0 for main in found}

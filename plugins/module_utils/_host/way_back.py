@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Optional
 
+from .._rollout import schedulers
 from .._rollout.barriers import require_crossing
 from .._rollout.errors import HookFailed, RollbackBarrier, RollbackFailed, StepOutOfOrder
 from .._rollout.hook_steps import AFTER_ROLLBACK, BEFORE_ROLLBACK, DONE
@@ -158,10 +159,27 @@ def go_back_alone(host: Host, wish: str, reason: str, cross_barrier: bool = Fals
         if not open_rollout and state.current == target:
             return f"Already on the last good release {target}: nothing to do."
         require_crossing(state, target, cross_barrier)
+        _require_no_move(state, target)
         # A number of its own: whoever was at work here is refused from now on.
         token = state.last_token + 1
         host.note("lease_granted", token, kind=ROLLBACK, owner=owner, seconds=0)
         return _go_back(host, host.state(), target, token, reason, verdict="bad")
+
+
+def _require_no_move(state: PoolState, target: Optional[str]) -> None:
+    """Refuse a way back after which the scheduler would run on another host: this one can't see that it ends there.
+
+    :raises StepOutOfOrder: says where it may still run.
+    """
+    wished = state.releases[target].scheduler.get("host") if target in state.releases else None
+    for release in schedulers.may_run(state):
+        host = state.releases[release].scheduler["host"]
+        if wished and host != wished:
+            raise StepOutOfOrder(
+                f"The scheduler of {release} is on {host}, that of {target} on {wished}: for a while both would run.",
+                left="Nothing was changed.",
+                next_step="Go to a release that has no scheduler first.",
+            )
 
 
 def _go_back(

@@ -17,6 +17,7 @@ from .barriers import refusal
 from .errors import BadInput, HostUnfit, LeaseHeld, NoGoodRelease
 from .hooks import Hooks, seconds_of
 from .rules import describe_owner
+from .schedulers import has_own_scheduler, require_no_move, scheduler_of
 from .state import GOING_BACK, GOOD, RESTORED
 from .waves import Consumers, hold_minimum, waves
 
@@ -175,12 +176,17 @@ def _unfinished_rollbacks(answers: Mapping[str, Answer]) -> list[str]:
 
 
 def plan_deploy(
-    answers: Mapping[str, Optional[Answer]], sizes: Sequence[Union[int, str]], dead_runs: Collection[str], partial: bool
+    answers: Mapping[str, Optional[Answer]],
+    sizes: Sequence[Union[int, str]],
+    dead_runs: Collection[str],
+    partial: bool,
+    scheduler: Optional[Mapping[str, Any]] = None,
 ) -> FleetPlan:
     """Plan a deploy from each host's answer to ``release`` with ``state: planned``.
 
+    :param scheduler: that of the release; empty or None when it has none.
     :raises HostUnfit: a host has not answered, or not well.
-    :raises BadInput: the release is not the same on every host.
+    :raises BadInput: the release is not the same on every host, or its scheduler runs on another one than now.
     :raises LeaseHeld: somebody else is at work.
     """
     require_answers(answers, "pool_state")
@@ -196,6 +202,7 @@ def plan_deploy(
     release = next(iter(releases))
     states = {host: answer["pool_state"] for host, answer in good.items()}
     adopt = require_free(states, dead_runs, "deploy")
+    require_no_move(states, release, scheduler or {}, "again with the new host")
     unfinished = _unfinished_rollbacks(good)
     if not unfinished:
         refused: dict[str, list[str]] = {}
@@ -247,6 +254,7 @@ def _settled_on(answer: Answer, release: str) -> bool:
     state = answer["pool_state"]
     idle = not _is_open(state)
     runs = bool(state["processes"]) and all(worker["pid"] for worker in state["processes"])
+    runs = runs and has_own_scheduler(state)
     here = state["current"] == release and state["current_state"] == GOOD and not state.get("hooks_pending")
     return idle and runs and here and not answer["actions"]
 
@@ -283,7 +291,7 @@ def plan_rollback(
     :param cross: whether it may lead out of a release that can't be undone.
     :raises NoGoodRelease: no host has a good release to go back to.
     :raises HostUnfit: no host answers, or a stored release can't be used.
-    :raises BadInput: the hosts would go to different releases.
+    :raises BadInput: the hosts would go to different releases, or the scheduler to another host.
     :raises LeaseHeld: another rollback is under way.
     :raises RollbackBarrier: it leads out of a release that can't be undone, and nobody has asked to cross that barrier.
     """
@@ -309,6 +317,8 @@ def plan_rollback(
             left="Nothing was changed.",
             next_step="Name one: ansible-playbook backstep.workers.rollback -e pool_to=<id>",
         )
+    target = next(iter(targets))
+    require_no_move(states, target, scheduler_of(states, target), f"go back with -e pool_to={target}")
     # Hosts that are there already are asked all the same: a deploy that is at work could yet switch them.
     todo = list(ways) if any(way["needed"] or states[host].get("lease") for host, way in ways.items()) else []
     barred = [host for host, way in ways.items() if way["needed"] and way.get("barrier")]
@@ -319,7 +329,7 @@ def plan_rollback(
     return FleetPlan(
         kind="rollback",
         rollout=_next_number(states),
-        release=next(iter(targets)),
+        release=target,
         hosts=todo,
         settled=[host for host in states if host not in todo],
         waves=[todo] if todo else [],
@@ -350,14 +360,14 @@ def require_time(plan: FleetPlan, wave_seconds: float, confirm_seconds: float, e
     """Refuse a rollout whose first hosts' guards would fire before its last wave is proven.
 
     :param wave_seconds: how long a wave may take.
-    :param end_seconds: how long what comes after the last wave and before the confirmation may take.
+    :param end_seconds: how long what is done once, and before the confirmation, may take.
     :raises BadInput: with the numbers.
     """
     needed = wave_seconds * len(plan.waves) + end_seconds
     if needed > confirm_seconds:
         raise BadInput(
             f"{len(plan.waves)} waves of up to {wave_seconds:.0f} s"
-            + (f" and hooks of up to {end_seconds:.0f} s" if end_seconds else "")
+            + (f" and up to {end_seconds:.0f} s for hooks and the scheduler" if end_seconds else "")
             + f" don't fit into pool_confirm_timeout "
             f"({confirm_seconds:.0f} s): the guards of the first hosts would take them back in the middle of it.",
             left="Nothing was changed.",

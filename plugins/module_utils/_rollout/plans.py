@@ -33,6 +33,7 @@ def plan_switch(
     seconds: float,
     policy: str,
     at_boot: bool = False,
+    hand_over: Sequence[Action] = (),
 ) -> list[Action]:
     """Bring ``target`` up and the other releases to rest; the guard is armed before anything is touched.
 
@@ -40,11 +41,14 @@ def plan_switch(
     :param safe: the release that the guard takes the host to, verified first; None on a host without a good one.
     :param seconds: the drain's deadline (``replace`` only: ``overlap`` drains after the release was confirmed).
     :param at_boot: whether the target starts at boot from the switch on, as what ran before can't any more.
+    :param hand_over: what has the target's scheduler run and no other: until the target's workers are up, the old one
+        goes on.
     """
     actions: list[Action] = [{"action": "verify", "release": release} for release in (target, safe) if release]
     actions.append({"action": "arm_guard", "release": safe})
     actions.append({"action": "install_units", "release": target})
     actions += _exchange(target, others, mode, seconds, policy)
+    actions += hand_over
     actions.append({"action": "link", "release": target})
     if at_boot:
         actions.append({"action": "enable", "release": target})
@@ -60,12 +64,14 @@ def plan_back(
     seconds: float,
     policy: str,
     hooks: Sequence[Action] = (),
+    hand_over: Sequence[Action] = (),
 ) -> list[Action]:
     """Bring the last good release up again and the others to rest. With no target: bring all to rest.
 
     In ``overlap`` the others are told to stop only once the target has stayed up: if it can't, they go on.
 
     :param hooks: what the release that is left has to be done before.
+    :param hand_over: as for ``plan_switch``.
     """
     actions: list[Action] = [{"action": "verify", "release": target}] if target else []
     # Also on the way to nothing: whoever goes there may die before it is confirmed.
@@ -79,6 +85,7 @@ def plan_back(
         actions += _exchange(target, others, mode, seconds, effective, [proof])
     else:
         actions += [{"action": "quiet", "release": release} for release in others]
+    actions += hand_over
     actions.append({"action": "link", "release": target})
     return actions
 

@@ -42,6 +42,7 @@ class Release:
     """A release on this host: ``since`` is epoch seconds by its clock, ``seal`` the digest of its seal, or "".
 
     ``barrier`` says why it can't be undone once it was switched to, or is "". ``hooks`` are its commands by step.
+    ``scheduler`` has the ``host`` and the ``period`` (seconds) of the process that runs its schedule, if it has one.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Release:
     reason: str = ""
     barrier: str = ""
     hooks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -255,6 +257,7 @@ def _staged(state: PoolState, event: Event) -> None:
     state.releases[event["release"]].seal = event["seal"]
     state.releases[event["release"]].barrier = event.get("barrier", "")
     state.releases[event["release"]].hooks = event.get("hooks", {})
+    state.releases[event["release"]].scheduler = event.get("scheduler", {})
 
 
 def _hook_started(state: PoolState, event: Event) -> None:
@@ -398,6 +401,7 @@ EVENTS: dict[str, Callable[[PoolState, Event], None]] = {
     "drain_ended": _noted,
     "drain_overran": _drain_overran,
     "reaped": _reaped,
+    "scheduler_handed_over": _noted,
     "confirm_started": _noted,
     "confirmed": _confirmed,
     "guard_disarmed": _noted,

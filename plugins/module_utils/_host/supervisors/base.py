@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Optional
 
-from ..layout import Layout, Pool, Spec
+from ..layout import Layout, Part, Pool, Spec
 
 # Chores, by the command of the host program that does them.
 GUARD = "guard"
@@ -17,7 +17,7 @@ REAPER = "reap"
 
 @dataclass(frozen=True)
 class MainProcess:
-    """One supervised worker. ``pid`` is None while nothing runs; ``state`` is the supervisor's own word, in lower case.
+    """One supervised process. ``pid`` is None while nothing runs; ``state`` is the supervisor's own word in lower case.
 
     ``wanted`` tells whether the supervisor is keeping it up (or bringing it up), as against stopping or stopped.
     """
@@ -67,17 +67,17 @@ class Supervisor(ABC):
     def start(self, release: str) -> None:
         """Have every worker of a release run, one that is still stopping as soon as it has stopped; returns at once."""
 
-    def start_stopped(self, release: str) -> None:
-        """Like ``start``, for the workers that have stopped already; the others are left alone."""
-        self.start(release)
+    @abstractmethod
+    def start_stopped(self, release: str, part: Part = Part.WORKERS) -> None:
+        """Have those of a release's processes run that have stopped already; returns at once. Idempotent."""
 
     @abstractmethod
-    def quiet(self, release: str) -> None:
-        """Ask every worker's main process to finish its task and end; never kills; returns at once. Idempotent."""
+    def quiet(self, release: str, part: Part = Part.ALL) -> None:
+        """Ask the main process of each to finish its task and end; never kills; returns at once. Idempotent."""
 
     @abstractmethod
-    def processes(self, release: str) -> list[MainProcess]:
-        """The workers of a release, by index; an empty list when its units aren't installed."""
+    def processes(self, release: str, part: Part = Part.ALL) -> list[MainProcess]:
+        """The processes of a release, by index; an empty list when its units aren't installed."""
 
     @abstractmethod
     def where_to_look(self, release: str, index: int) -> str:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""supervisord: one program per worker process, one group per release, one more program per chore."""
+"""supervisord: one program per process, one group for a release's workers, one more program per chore."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..._rollout.errors import BadInput, SupervisorError
 from ..clock import uptime
 from ..commands import run
 from ..files import read_if_there, write_file
-from ..layout import Spec, expand_command, worker_environment
+from ..layout import SCHEDULER_INDEX, Part, Spec, programs
 from .base import MainProcess, Supervisor
 
 _SECONDS = 30.0
@@ -141,6 +141,14 @@ class Supervisord(Supervisor):
     def _group(self, release: str) -> str:
         return f"{self.unit_prefix}{release}"
 
+    def _groups(self, release: str, part: Part = Part.ALL) -> list[str]:
+        """The groups of a release: its workers', and that of its scheduler, a program that is a group by itself."""
+        workers = self._group(release)
+        scheduler = f"{workers}-{SCHEDULER_INDEX}"
+        has_one = f"\n[program:{scheduler}]\n".encode() in (read_if_there(self._path(release)) or b"")
+        groups = {1: workers, SCHEDULER_INDEX: scheduler} if has_one else {1: workers}
+        return [group for index, group in groups.items() if part.has(index)]
+
     def _path(self, release: str) -> Path:
         return Path(self.pool.conf_dir) / f"{self._group(release)}.conf"
 
@@ -149,20 +157,19 @@ class Supervisord(Supervisor):
         names = [f"{group}-{index}" for index, _queues in spec.instances]
         text = f"[group:{group}]\nprograms={','.join(names)}\n\n"
         files = [f"{self.layout.config(spec.id)}/environment", str(self.layout.broker_environment(spec.id))]
-        for name, (index, queues) in zip(names, spec.instances):
-            variables = worker_environment(spec, self.pool, self.layout, index, queues)
+        for program in programs(spec, self.pool, self.layout):
             launcher = [self.pool.python, f"{self.layout.unit(spec.id)}/launch.py"]
             for path in files:
                 launcher += ["--environment", path]
-            launcher += ["--user", spec.user, "--worker", variables.pop("BACKSTEP_WORKER"), "--"]
+            launcher += ["--user", spec.user, *program.options, "--"]
             text += _PROGRAM.format(
-                name=name,
-                command=_command(launcher + expand_command(spec, self.layout, queues)),
+                name=f"{group}-{program.index}",
+                command=_command(launcher + program.command),
                 app=_plain(self.layout.app(spec.id)),
-                environment=_plain(",".join(f'{key}="{value}"' for key, value in variables.items())),
+                environment=_plain(",".join(f'{key}="{value}"' for key, value in program.environment.items())),
                 autostart="false",
                 never=_NEVER,
-                log=_log(f"{self.layout.logs}/{spec.id}-{index}.log"),
+                log=_log(f"{self.layout.logs}/{spec.id}-{program.index}.log"),
             )
         return {f"{group}.conf": text.encode()}
 
@@ -177,37 +184,41 @@ class Supervisord(Supervisor):
             write_file(self._path(release), files[self._path(release).name], 0o600)
         # Also when the file is there: whoever wrote it may have died before supervisord read it.
         self._call("reloadConfig")
-        self._call("addProcessGroup", self._group(release), harmless=(_ALREADY_ADDED,))
+        for group in self._groups(release):
+            self._call("addProcessGroup", group, harmless=(_ALREADY_ADDED,))
 
-    def _forget(self, group: str, path: Path) -> None:
+    def _forget(self, groups: Sequence[str], path: Path) -> None:
         path.unlink(missing_ok=True)
         self._call("reloadConfig")
-        self._call("removeProcessGroup", group, harmless=(_BAD_NAME, _STILL_RUNNING))
+        for group in groups:
+            self._call("removeProcessGroup", group, harmless=(_BAD_NAME, _STILL_RUNNING))
 
     def uninstall(self, release: str) -> None:
         if self._path(release).exists():
-            self._forget(self._group(release), self._path(release))
+            self._forget(self._groups(release), self._path(release))
 
     def start(self, release: str) -> None:
         self.start_stopped(release)
-        if any(not process.wanted for process in self.processes(release)):
+        if any(not process.wanted for process in self.processes(release, Part.WORKERS)):
             # Still finishing a task: supervisord can't queue a start behind a stop, so a process of ours does.
             program = [self.pool.python, str(self.layout.program), "resume", "--detach", release]
             outcome = run(program, timeout=_SECONDS)
             if outcome.code:
                 raise SupervisorError(f"The workers of {release} can't be started again: {outcome.last_words}")
 
-    def start_stopped(self, release: str) -> None:
-        self._call("startProcessGroup", self._group(release), False, harmless=(_ALREADY_STARTED,))
+    def start_stopped(self, release: str, part: Part = Part.WORKERS) -> None:
+        for group in self._groups(release, part):
+            self._call("startProcessGroup", group, False, harmless=(_ALREADY_STARTED,))
 
-    def quiet(self, release: str) -> None:
-        self._call("stopProcessGroup", self._group(release), False, harmless=(_BAD_NAME, _NOT_RUNNING))
+    def quiet(self, release: str, part: Part = Part.ALL) -> None:
+        for group in self._groups(release, part):
+            self._call("stopProcessGroup", group, False, harmless=(_BAD_NAME, _NOT_RUNNING))
 
-    def processes(self, release: str) -> list[MainProcess]:
-        group = self._group(release)
+    def processes(self, release: str, part: Part = Part.ALL) -> list[MainProcess]:
+        groups = self._groups(release, part)
         found = []
-        for info in self._call("getAllProcessInfo"):
-            if info["group"] == group:
+        for info in self._call("getAllProcessInfo") if groups else ():
+            if info["group"] in groups:
                 found.append(
                     MainProcess(
                         index=int(info["name"].rpartition("-")[2]),
@@ -266,12 +277,12 @@ class Supervisord(Supervisor):
                 next_step=f"Look at {log}",
             )
         for old in before:
-            self._forget(old.stem, old)
+            self._forget([old.stem], old)
 
     def disarm_chore(self, chore: str) -> None:
         # They end by themselves once the journal says that they are not needed; none may be stopped from within.
         for path in self._chore_paths(chore):
-            self._forget(path.stem, path)
+            self._forget([path.stem], path)
 
     def chore_armed(self, chore: str) -> bool:
         return bool({path.stem for path in self._chore_paths(chore)} & self._at_work())

@@ -12,7 +12,7 @@ from ..._rollout.errors import SupervisorError
 from ..clock import uptime
 from ..commands import Outcome, run
 from ..files import read_if_there, write_file
-from ..layout import Spec, expand_command, worker_environment
+from ..layout import SCHEDULER_INDEX, Part, Program, Spec, programs
 from .base import MainProcess, Supervisor
 
 _SECONDS = 60.0
@@ -21,7 +21,7 @@ _AGAIN_SECONDS = 5
 
 _SERVICE = """\
 [Unit]
-Description=Backstep pool {pool}, release {release}, worker {index} ({queues})
+Description=Backstep pool {pool}, release {release}, {what}
 Wants=network-online.target
 After=network-online.target
 StartLimitIntervalSec=0
@@ -69,6 +69,11 @@ def _quote(word: str) -> str:
     return escaped if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", escaped) else f'"{escaped}"'
 
 
+def _what(program: Program) -> str:
+    queues = ", ".join(program.queues).replace("%", "%%")
+    return "scheduler" if program.index == SCHEDULER_INDEX else f"worker {program.index} ({queues})"
+
+
 class Systemd(Supervisor):
     """Speaks to systemd by ``systemctl`` and ``systemd-run``."""
 
@@ -102,16 +107,14 @@ class Systemd(Supervisor):
 
     def render(self, spec: Spec) -> dict[str, bytes]:
         files = {}
-        for index, queues in spec.instances:
-            variables = worker_environment(spec, self.pool, self.layout, index, queues)
-            worker = variables.pop("BACKSTEP_WORKER")
-            command = [self.pool.python, f"{self.layout.unit(spec.id)}/launch.py", "--worker", worker, "--"]
-            command += expand_command(spec, self.layout, queues)
-            files[self._unit(spec.id, index)] = _SERVICE.format(
+        for program in programs(spec, self.pool, self.layout):
+            launcher = [self.pool.python, f"{self.layout.unit(spec.id)}/launch.py"]
+            command = [*launcher, *program.options, "--", *program.command]
+            variables = program.environment
+            files[self._unit(spec.id, program.index)] = _SERVICE.format(
                 pool=spec.pool,
                 release=spec.id,
-                index=index,
-                queues=", ".join(queues).replace("%", "%%"),
+                what=_what(program),
                 user=spec.user,
                 app=self.layout.app(spec.id),
                 config=self.layout.config(spec.id),
@@ -121,10 +124,14 @@ class Systemd(Supervisor):
             ).encode()
         return files
 
-    def _names(self, release: str) -> list[str]:
+    def _names(self, release: str, part: Part = Part.ALL) -> list[str]:
         start = f"{self.unit_prefix}{release}-"
-        found = [path.name for path in Path(self.pool.conf_dir).glob(f"{start}*.service")]
-        return sorted((n for n in found if n[len(start) : -8].isdigit()), key=lambda n: int(n[len(start) : -8]))
+        found = {}
+        for path in Path(self.pool.conf_dir).glob(f"{start}*.service"):
+            index = path.name[len(start) : -len(".service")]
+            if index.isdigit() and part.has(int(index)):
+                found[int(index)] = path.name
+        return [found[index] for index in sorted(found)]
 
     def installed(self, release: str) -> dict[str, bytes]:
         return {name: self._path(name).read_bytes() for name in self._names(release)}
@@ -154,19 +161,22 @@ class Systemd(Supervisor):
         self._ask("systemctl", "reset-failed", *names, refused_ok=True)
 
     def start(self, release: str) -> None:
+        self.start_stopped(release)
+
+    def start_stopped(self, release: str, part: Part = Part.WORKERS) -> None:
         # A start job takes the place of a stop job that is still waiting for a task to end; the unit starts after that.
         # What a unit has died of before counts no more: NRestarts would speak against it until somebody stopped it.
-        names = self._names(release)
+        names = self._names(release, part)
         self._ask("systemctl", "reset-failed", *names, refused_ok=True)
         self._ask("systemctl", "start", "--no-block", *names)
 
-    def quiet(self, release: str) -> None:
-        names = self._names(release)
+    def quiet(self, release: str, part: Part = Part.ALL) -> None:
+        names = self._names(release, part)
         if names:
             self._ask("systemctl", "stop", "--no-block", *names)
 
-    def processes(self, release: str) -> list[MainProcess]:
-        names = self._names(release)
+    def processes(self, release: str, part: Part = Part.ALL) -> list[MainProcess]:
+        names = self._names(release, part)
         if not names:
             return []
         wanted = "--property=Id,MainPID,ActiveState,SubState,NRestarts,Job"
