@@ -24,6 +24,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.url import
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import RELEASE_OPTIONS, queue_groups, words
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
+from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_program import build_host_program
 from ansible_collections.backstep.workers.plugins.plugin_utils.sources import Source, prepare_source, unusable
@@ -109,7 +110,11 @@ class ActionModule(HostAction):
             "supervisor": params["supervisor"],
         }
         # Only where it says something, so that a release without one keeps the id that it had before there were any.
-        sealed = {"barrier": params["rollback_barrier"].strip(), "hooks": hooks_of(params["hooks"])}
+        sealed = {
+            "barrier": params["rollback_barrier"].strip(),
+            "hooks": hooks_of(params["hooks"]),
+            "scheduler": scheduler_of(params["scheduler"]),
+        }
         identity.update({name: value for name, value in sealed.items() if value})
         return {
             **params,

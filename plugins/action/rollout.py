@@ -13,12 +13,13 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
+from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
 from ansible_collections.backstep.workers.plugins.plugin_utils import report, text
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
@@ -39,6 +40,7 @@ OPTIONS: dict[str, Any] = {
     "confirm_timeout": {"type": "float", "default": 600.0},
     "lease_timeout": {"type": "float", "default": 300.0},
     "hooks": {"type": "dict", "default": {}},
+    **SCHEDULER_OPTIONS,
     "wave_seconds": {"type": "float", "default": 0.0},
     "answers": {"type": "str", "default": ""},
     "broker": {"type": "dict", "default": {}},
@@ -95,10 +97,11 @@ class ActionModule(ActionBase):
         left_out = fleet.left_out(params["all_hosts"], playing, batch, skip, params["partial"])
         answers = self._answers(params["answers"], [host for host in playing if host not in skip])
         dead = owners.dead_runs(answers)
-        hooks = hooks_of(params["hooks"])
+        hooks, scheduler = hooks_of(params["hooks"]), scheduler_of(params["scheduler"])
         if params["kind"] == "deploy":
             fleet.require_unpaused(params["broker"])
-            plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"])
+            schedulers.require_host(scheduler, params["all_hosts"])
+            plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"], scheduler)
             fleet.hold_consuming(
                 plan,
                 params["min_consuming"],
@@ -109,7 +112,8 @@ class ActionModule(ActionBase):
             )
             fleet.require_lease_time(hooks, params["lease_timeout"])
             wave_seconds = params["wave_seconds"] + seconds_of(hooks, AFTER_SWITCH)
-            fleet.require_time(plan, wave_seconds, params["confirm_timeout"], seconds_of(hooks, BEFORE_CONFIRM))
+            end_seconds = seconds_of(hooks, BEFORE_CONFIRM) + schedulers.seconds_at_most(scheduler)
+            fleet.require_time(plan, wave_seconds, params["confirm_timeout"], end_seconds)
         else:
             plan = fleet.plan_rollback(answers, dead, params["partial"], params["cross_barrier"])
         plan.left_out = left_out
@@ -124,7 +128,7 @@ class ActionModule(ActionBase):
                 **asdict(plan),
                 "needed": plan.needed,
                 "owner": owner,
-                "back_seconds": way_back_seconds(hooks, states),
+                "back_seconds": way_back_seconds(hooks, states, scheduler),
                 "baseline": fleet.baseline(plan, broker.get("workers") or []),
                 "broker_before": {name: broker.get(name) for name in ("queues", "server") if name in broker},
             },

@@ -145,6 +145,14 @@ options:
         hidden.
     type: dict
     default: {}
+  scheduler:
+    description:
+      - The one process that runs the pool's schedule (C(rq cron), Celery beat), with C(command) (like O(command)),
+        C(host) (the name in the inventory of the one host that runs it) and C(period) (seconds, 60 by default, the
+        shortest period of its schedule). Part of the release. Empty means that it has none.
+      - On that host M(backstep.workers.release_switch) hands it over with the release.
+    type: dict
+    default: {}
   once:
     description: Whether hooks that are meant for one host run on this one.
     type: bool

@@ -59,8 +59,9 @@ pool_state:
     The pool on this host. C(current), C(current_state), C(since) (epoch seconds), C(running) (processes by the
     release that they
     report), C(processes), C(link), C(releases), C(good) (the latest first), C(rollout), C(guard_armed), C(lease),
-    C(draining) (releases that were left with tasks to end), C(reaped) (those of which every process has ended since),
-    C(last_token),
+    C(scheduler) (C(release) and C(pid) of the one that runs here, C(host) and C(period) of the one that should; null
+    where there is none), C(draining) (releases that were left with tasks to end), C(reaped) (those of which every
+    process has ended since), C(last_token),
     C(rollback) (C(target), C(needed), C(problem)), C(problems), C(clock) (epoch seconds) and C(events).
   type: dict
   returned: success
@@ -69,7 +70,8 @@ evidence:
   description: >-
     What watching showed. C(outcome) is V(ok) or V(failed), C(problems) says why, C(processes) lists C(index),
     C(worker), C(pid),
-    C(state), C(uptime) (seconds), C(restarts) and C(reports) (a release).
+    C(state), C(uptime) (seconds), C(restarts) and C(reports) (a release), C(scheduler) is the same of the scheduler, or
+    null.
   type: dict
   returned: when O(watch) is given
   sample: {"host": "w1", "release": "2.4.0-3fa9c1d2", "bake": 10.0, "outcome": "ok", "problems": []}

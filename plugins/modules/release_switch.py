@@ -91,6 +91,11 @@ options:
       staged yet.
     type: dict
     default: {}
+  scheduler:
+    description: The same as for M(backstep.workers.release). Only read in check mode, where the release may not be
+      staged yet.
+    type: dict
+    default: {}
   once:
     description: Whether hooks that are meant for one host run on this one.
     type: bool
@@ -150,6 +155,14 @@ hooks:
   elements: dict
   returned: success
   sample: []
+scheduler:
+  description: >-
+    How the scheduler was handed over on this host. C(release) (whose scheduler should run,
+    null for none any more), C(runs) (whether it does), C(waited) (seconds) and C(killed) (those that didn't end in
+    time).
+  type: dict
+  returned: when there is one to hand over
+  sample: {"release": "2.4.0-3fa9c1d2", "runs": true, "waited": 0.4, "killed": []}
 left:
   description: With O(release=previous), the release that is left; empty when there is none.
   type: str
@@ -176,6 +189,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._pool_args import
     open_host,
     terms_of,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -196,6 +210,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         cross_barrier=params["cross_barrier"],
         barrier=params["rollback_barrier"],
         given_hooks=hooks_of(params["hooks"]),
+        scheduler=scheduler_of(params["scheduler"]),
     )
 
 
@@ -218,6 +233,7 @@ def main() -> None:
             "cross_barrier": {"type": "bool", "default": False},
             "rollback_barrier": {"type": "str", "default": ""},
             **HOOK_OPTIONS,
+            **SCHEDULER_OPTIONS,
         },
         supports_check_mode=True,
     )

@@ -83,6 +83,10 @@ options:
     description: The hooks of the release that is deployed, as for M(backstep.workers.release).
     type: dict
     default: {}
+  scheduler:
+    description: The scheduler of the release that is deployed, as for M(backstep.workers.release).
+    type: dict
+    default: {}
   wave_seconds:
     description: How many seconds proving one wave may take, at most.
     type: float

@@ -26,6 +26,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_ste
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import Hooks, seconds_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import REPLACE
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.schedulers import seconds_at_most
+from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import scheduler_of
 
 # Beyond what the step itself may wait.
 STEP_SECONDS = 120.0
@@ -87,7 +89,7 @@ def known_seconds(module: str, args: Mapping[str, Any], size: int = 0) -> float:
         "release": lambda: _staging(args) + size / _SLOWEST,
         "release_info": lambda: _number(args.get("seconds"), 0.0),
         "release_hooks": lambda: _hooks(args, str(args.get("step"))),
-        "release_switch": lambda: _drain(args) if args.get("mode") == REPLACE else 0.0,
+        "release_switch": lambda: (_drain(args) if args.get("mode") == REPLACE else 0.0) + _hand_over(args),
         # As long as there are tasks to move; only what a run does by itself is bounded.
         "task_move": lambda: RECOVER_SECONDS if args.get("operation") == "recover" else math.inf,
         "rollout_verdict": lambda: _number(_part(args, "health").get("canary_timeout"), _CANARY_SECONDS),
@@ -98,13 +100,19 @@ def known_seconds(module: str, args: Mapping[str, Any], size: int = 0) -> float:
     return own + _number(args.get("timeout"), 0.0)
 
 
-def way_back_seconds(hooks: Hooks, states: Iterable[Mapping[str, Any]]) -> float:
-    """How many seconds the hooks of a way back may take on a host: those of what is deployed, or of what is there.
+def way_back_seconds(
+    hooks: Hooks, states: Iterable[Mapping[str, Any]], scheduler: Mapping[str, Any] | None = None
+) -> float:
+    """How many seconds hooks and scheduler of a way back may take on a host: of what is deployed, or of what is there.
 
     :param states: what the hosts have told of themselves.
     """
-    stored = [release.get("hooks") or {} for state in states for release in state.get("releases") or []]
-    return max(seconds_of(each, BEFORE_ROLLBACK, AFTER_ROLLBACK) for each in [hooks, *stored])
+    stored = [release for state in states for release in state.get("releases") or []]
+    hooked = [
+        seconds_of(each, BEFORE_ROLLBACK, AFTER_ROLLBACK) for each in [hooks, *(r.get("hooks") or {} for r in stored)]
+    ]
+    handed = [seconds_at_most(each) for each in [scheduler or {}, *(r.get("scheduler") or {} for r in stored)]]
+    return max(hooked) + max(handed)
 
 
 def _staging(args: Mapping[str, Any]) -> float:
@@ -114,6 +122,13 @@ def _staging(args: Mapping[str, Any]) -> float:
 
 def _drain(args: Mapping[str, Any]) -> float:
     return _number(_part(args, "drain").get("timeout"), _DRAIN_SECONDS)
+
+
+def _hand_over(args: Mapping[str, Any]) -> float:
+    try:
+        return seconds_at_most(scheduler_of(dict(_part(args, "scheduler"))))
+    except BadInput:
+        return 0.0  # the step itself will refuse it
 
 
 def _hooks(args: Mapping[str, Any], *steps: str) -> float:

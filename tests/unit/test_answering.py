@@ -29,6 +29,7 @@ from tools.common import CHECKOUT
 
 # pytest's own limit would be the nearer one that is left alone.
 pytestmark = pytest.mark.timeout(60, method="thread")
+SCHEDULER = {"command": ["rq", "cron"], "host": "w1", "period": 20}
 HOOKS = {"after_stage": [["./a"], {"command": ["./b"], "timeout": 10}], "before_switch": [["./c"]]}
 
 
@@ -52,6 +53,9 @@ HOOKS = {"after_stage": [["./a"], {"command": ["./b"], "timeout": 10}], "before_
         ("task_move", {"operation": "replay"}, math.inf),
         ("rollout_lease", {"seconds": 300}, 0),
         ("release_info", {"seconds": "soon"}, 0),
+        ("release_switch", {"scheduler": SCHEDULER}, 40),
+        ("release_switch", {"mode": "replace", "drain": {"timeout": 5}, "scheduler": SCHEDULER}, 45),
+        ("release_switch", {"scheduler": {"host": "w1"}}, 0),
         ("release_hooks", {"step": "after_stage", "hooks": {"after_stage": "./a"}}, 0),
     ],
 )
@@ -69,6 +73,12 @@ def test_a_way_back_is_given_the_time_of_the_hooks_that_any_host_has() -> None:
     assert way_back_seconds({}, states) == 25.0
     assert way_back_seconds({"after_rollback": [{"timeout": 90.0}]}, states) == 90.0
     assert way_back_seconds({}, []) == 0.0
+
+
+def test_a_way_back_is_given_the_time_of_handing_any_scheduler_over() -> None:
+    states = [{"releases": [{"scheduler": {}}, {"scheduler": {"host": "w1", "period": 30.0}}]}, {}]
+    assert way_back_seconds({}, states) == 60.0
+    assert way_back_seconds({"after_rollback": [{"timeout": 9.0}]}, [], SCHEDULER) == 49.0
 
 
 @pytest.fixture(autouse=True)
