@@ -21,6 +21,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host import (
     steps,
     way_back,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._host.layout import SCHEDULER_INDEX
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import STUCK
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner
@@ -168,7 +169,7 @@ def take_step(run: Run, facts: Facts, meanwhile: Meanwhile | None = None) -> Don
         if name != "release":
             _MODULES[name].main()
             return _NOW.result
-        spec = spec_of(run.release)
+        spec = spec_of(run.release, host.facts)
         if arguments["state"] == "planned":
             digest = host.program_digest()
             return staging.plan_host(host, spec, program_digest=digest, broker_url=BROKER, needed_bytes=0)
@@ -218,8 +219,10 @@ def reboot(facts: Facts) -> Facts:
     pid = facts.last_pid
     workers = {}
     for unit in sorted(facts.at_boot):
-        pid += 1
-        workers[unit] = Worker(pid)
+        if unit[1] != SCHEDULER_INDEX:
+            pid += 1
+            workers[unit] = Worker(pid)
+    schedulers = tuple(release for release, index in sorted(facts.at_boot) if index == SCHEDULER_INDEX)
     return replace(
         facts,
         boot=facts.boot + 1,
@@ -228,6 +231,7 @@ def reboot(facts: Facts) -> Facts:
         reaper=False,
         booting=bool(facts.installed),
         workers=workers,
+        schedulers=schedulers,
         last_pid=pid,
     )
 

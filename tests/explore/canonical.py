@@ -76,7 +76,7 @@ def _host(facts: Facts, ranks: dict[int, int], names: Mapping[str, str]) -> Hash
     guard = None if facts.guard is None else max(0, round(facts.guard - facts.up))
     stored = tuple(sorted(facts.stored.items()))
     paper = (facts.torn, facts.installed, facts.at_boot, facts.link, guard, facts.booting, stored, facts.dying)
-    rest = (rest, drains, gone, facts.reaper)
+    rest = (rest, drains, gone, facts.reaper, facts.schedulers, facts.with_scheduler)
     return releases, rest, held, moving, ranks[state.last_token], workers, paper
 
 

@@ -18,7 +18,13 @@ from typing import Any
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.host import Host
 from ansible_collections.backstep.workers.plugins.module_utils._host.journal import Journal
-from ansible_collections.backstep.workers.plugins.module_utils._host.layout import Layout, Pool, Spec
+from ansible_collections.backstep.workers.plugins.module_utils._host.layout import (
+    SCHEDULER_INDEX,
+    Layout,
+    Part,
+    Pool,
+    Spec,
+)
 from ansible_collections.backstep.workers.plugins.module_utils._host.processes import Process
 from ansible_collections.backstep.workers.plugins.module_utils._host.store import Store
 from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors.base import (
@@ -33,6 +39,8 @@ POOL = "mail"
 PROGRAM = b"the host program"
 BROKER = "redis://127.0.0.1:6379/0"
 WORKERS = (1, 2)
+# The host on which schedulers run.
+SCHEDULING = "w1"
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class Facts:
     :param booting: the guard that runs at boot has yet to run.
     :param dying: releases whose workers die as soon as they are started.
     :param busy: whether workers have tasks that last longer than anybody waits.
+    :param with_scheduler: releases that have a scheduler on the host ``SCHEDULING``.
+    :param schedulers: the releases whose scheduler lives, the one that has the lock first; the others wait for it.
     :param up: seconds since boot; only waiting takes time.
     :param noted: how many events were noted; stands for the time of day, which tells releases' ages apart.
     """
@@ -71,10 +81,17 @@ class Facts:
     stored: dict[str, str] = field(default_factory=dict)
     dying: frozenset[str] = frozenset()
     busy: bool = False
+    with_scheduler: frozenset[str] = frozenset()
+    schedulers: tuple[str, ...] = ()
     boot: int = 1
     up: float = 1000.0
     noted: int = 0
     last_pid: int = 0
+
+    def units(self, release: str) -> tuple[int, ...]:
+        """The numbers of a release's processes here."""
+        here = self.name == SCHEDULING and release in self.with_scheduler
+        return (SCHEDULER_INDEX, *WORKERS) if here else WORKERS
 
     def consuming(self) -> set[str]:
         """The releases of which workers live and take tasks."""
@@ -117,6 +134,13 @@ class Paper(Supervisor):
         at_boot = frozenset(unit for unit in self.facts.at_boot if unit[0] != release)
         self.host.act(f"uninstall {release}", installed=self.facts.installed - {release}, at_boot=at_boot)
 
+    def start_stopped(self, release: str, part: Part = Part.WORKERS) -> None:
+        if part is Part.WORKERS:
+            self.start(release)
+        elif SCHEDULER_INDEX in self.facts.units(release) and release not in self.facts.schedulers:
+            assert release in self.facts.installed, f"the scheduler of {release} was started without units"
+            self.host.act(f"start the scheduler of {release}", schedulers=(*self.facts.schedulers, release))
+
     def start(self, release: str) -> None:
         assert release in self.facts.installed, f"{release} was started without units"
         workers, pid = dict(self.facts.workers), self.facts.last_pid
@@ -129,7 +153,14 @@ class Paper(Supervisor):
                 workers[release, index] = replace(now, again=True)
         self.host.act(f"start {release}", workers=workers, last_pid=pid)
 
-    def quiet(self, release: str) -> None:
+    def quiet(self, release: str, part: Part = Part.ALL) -> None:
+        if part.has(SCHEDULER_INDEX) and release in self.facts.schedulers:
+            left = tuple(other for other in self.facts.schedulers if other != release)
+            self.host.act(f"end the scheduler of {release}", schedulers=left)
+        if part.has(WORKERS[0]):
+            self._quiet_workers(release)
+
+    def _quiet_workers(self, release: str) -> None:
         workers = dict(self.facts.workers)
         for key in [key for key in workers if key[0] == release]:
             if self.facts.busy and release not in self.facts.dying:
@@ -138,12 +169,15 @@ class Paper(Supervisor):
                 del workers[key]
         self.host.act(f"quiet {release}", workers=workers)
 
-    def processes(self, release: str) -> list[MainProcess]:
+    def processes(self, release: str, part: Part = Part.ALL) -> list[MainProcess]:
         if release not in self.facts.installed:
             return []
         dies = release in self.facts.dying
         found = []
-        for index in WORKERS:
+        if part.has(SCHEDULER_INDEX) and SCHEDULER_INDEX in self.facts.units(release):
+            lives = release in self.facts.schedulers
+            found.append(MainProcess(SCHEDULER_INDEX, _pid(release) if lives else None, "running", lives, 0))
+        for index in WORKERS if part.has(WORKERS[0]) else ():
             worker = self.facts.workers.get((release, index))
             if worker is None:
                 found.append(MainProcess(index, None, "dead", wanted=False, restarts=0))
@@ -157,15 +191,15 @@ class Paper(Supervisor):
         return f"{release} {index}"
 
     def enable(self, release: str) -> None:
-        for index in WORKERS:
+        for index in self.facts.units(release):
             self.host.act(f"enable {release} {index}", at_boot=self.facts.at_boot | {(release, index)})
 
     def disable(self, release: str) -> None:
-        for index in WORKERS:
+        for index in self.facts.units(release):
             self.host.act(f"disable {release} {index}", at_boot=self.facts.at_boot - {(release, index)})
 
     def enabled(self, release: str) -> bool:
-        return any((release, index) in self.facts.at_boot for index in WORKERS)
+        return any((release, index) in self.facts.at_boot for index in self.facts.units(release))
 
     def arm_chore(self, chore: str, token: int, seconds: float | None) -> None:
         if chore == REAPER:
@@ -235,7 +269,7 @@ class PaperStore(Store):
         self.host.act(f"{what} {release}", stored={**stored, release: state} if state else stored)
 
     def spec(self, release: str) -> Spec:
-        return spec_of(release)
+        return spec_of(release, self.host.facts)
 
     def problems(self, release: str, seal: str) -> list[str]:
         return [] if self.host.facts.stored.get(release) == "whole" and seal else [f"{release} is not whole"]
@@ -267,11 +301,17 @@ class PaperLink:
         self.host.act(f"link {target}", link=Path(target).name)
 
 
-def spec_of(release: str) -> Spec:
+def _pid(release: str) -> int:
+    """The process id of a scheduler, which never dies here."""
+    return 1_000_000 + int(release)
+
+
+def spec_of(release: str, facts: Facts) -> Spec:
     """The spec of any release."""
+    scheduler = {"command": ["x"], "host": SCHEDULING, "period": 60.0} if release in facts.with_scheduler else {}
     return Spec(
         id=release, version=release, pool=POOL, engine="rq", queues=[["q"]], processes=len(WORKERS), command=["x"],
-        user="nobody", broker=BROKER, broker_variable="URL", identity={},
+        user="nobody", broker=BROKER, broker_variable="URL", identity={}, scheduler=scheduler,
     )  # fmt: skip
 
 
@@ -322,14 +362,23 @@ class PaperHost(Host):
         """There is always some."""
         return needed
 
-    def running(self) -> dict[str, list[Process]]:
-        """One process for each worker that lives."""
+    def running(self, part: Part = Part.ALL) -> dict[str, list[Process]]:
+        """One process for each worker that lives, and one for each scheduler."""
         found: dict[str, list[Process]] = {}
-        for (release, index), worker in self.facts.workers.items():
+        for release in self.facts.schedulers if part.has(SCHEDULER_INDEX) else ():
+            found.setdefault(release, []).append(
+                Process(_pid(release), 1, 0.0, release, f"{release}/0", scheduler=True)
+            )
+        for (release, index), worker in self.facts.workers.items() if part.has(WORKERS[0]) else ():
             if release not in self.facts.dying:
                 name = f"{release}/{index}"
                 found.setdefault(release, []).append(Process(worker.pid, 1, 0.0, release, name))
         return found
+
+    def scheduler(self) -> tuple[str, int] | None:
+        """The scheduler that has the lock."""
+        first = self.facts.schedulers[:1]
+        return (first[0], _pid(first[0])) if first else None
 
     def drift(self, release: str) -> list[str]:
         """Units are never edited here."""

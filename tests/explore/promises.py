@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.backstep.workers.plugins.module_utils._host.layout import SCHEDULER_INDEX
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import NoGoodRelease
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import rollback_target
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import BAD, DEPLOY, GOOD, ROLLBACK
@@ -16,7 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.state im
 from tests.explore import flow
 from tests.explore.acting import fire_guard, is_stuck, person_goes_back, reaper_looks, reboot, tasks_end
 from tests.explore.flow import Run
-from tests.explore.paper import WORKERS, Facts
+from tests.explore.paper import Facts
 from tests.explore.world import Move, Scope, World, begin, go_on, lease_is_live
 
 
@@ -24,6 +25,7 @@ def at_every_moment(facts: Facts) -> Iterator[str]:
     """What a host must never be like, also in the middle of a step."""
     yield from _of_targets(facts)
     yield from _of_what_is_unconfirmed(facts)
+    yield from _of_schedulers(facts)
 
 
 def _of_targets(facts: Facts) -> Iterator[str]:
@@ -57,6 +59,18 @@ def _of_what_is_unconfirmed(facts: Facts) -> Iterator[str]:
         asked = any(not worker.ending for (name, _index), worker in facts.workers.items() if name == release)
         if asked and state.state_of(release) != GOOD and not waiting and not _needs_a_person(facts):
             yield f"{release} is {state.state_of(release)} and runs, with no guard that waits"
+
+
+def _of_schedulers(facts: Facts) -> Iterator[str]:
+    """The lock lets one run at a time; it has to be one that may, and there has to be one whoever dies."""
+    rollout = facts.state.rollout
+    ends = (rollout.origin, rollout.target, rollout.safe) if rollout and rollout.open else ()
+    places = {facts.state.current, *ends}
+    if facts.guard is None and not facts.booting and set(facts.schedulers) - places:
+        yield f"schedulers of {facts.schedulers} live, and the host is on {facts.state.current}"
+    always = facts.state.current and all(place and SCHEDULER_INDEX in facts.units(place) for place in places)
+    if always and not facts.schedulers:
+        yield f"no scheduler runs, and each of {sorted(map(str, places))} has one"
 
 
 def _needs_a_person(facts: Facts) -> bool:
@@ -200,8 +214,11 @@ def _rest(end: Facts, when: str) -> Iterator[str]:
     consuming = end.consuming()
     if consuming != set(good[:1]):
         yield f"{when}: {sorted(consuming) or 'nothing'} consumes, and the last good release is {good[:1]}"
+    schedules = tuple(release for release in good[:1] if SCHEDULER_INDEX in end.units(release))
+    if end.schedulers != schedules:
+        yield f"{when}: schedulers of {end.schedulers} live, and the last good release is {good[:1]}"
     if rollout and not rollout.open:
-        wanted = {(release, index) for release in good[:1] for index in WORKERS}
+        wanted = {(release, index) for release in good[:1] for index in end.units(release)}
         if end.at_boot != wanted:
             yield f"{when}: {sorted(end.at_boot)} starts at boot, and the last good release is {good[:1]}"
         if state.current != (good[0] if good else None) or end.link != state.current:

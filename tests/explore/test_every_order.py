@@ -33,6 +33,7 @@ from tests.explore.world import DISTURBANCES, Scope
 MORE = int(os.environ.get("BACKSTEP_EXPLORE_DEPTH", "0"))
 REPLACE = ("pool_mode", "replace")
 REQUEUE = ("pool_drain", {"timeout": 10.0, "on_timeout": "requeue"})
+ALWAYS = frozenset("1234")
 DEPLOYS, ROLLS_BACK = (DEPLOY, "3"), (ROLLBACK, "")
 # What leaves a host alone, which may happen twice; and what tells two hosts apart (all the rest with more depth).
 WHAT_DIES = frozenset(("controller dies", "guard", "reboot"))
@@ -59,6 +60,24 @@ SCOPES = {
         Scope("a rollback, disturbed twice", first=ROLLS_BACK, disturbances=WHAT_DIES, depth=2),
         Scope("two controllers", others=((DEPLOY, "4"), ROLLS_BACK), depth=1),
         Scope("a controller after a dead one", others=(DEPLOYS,), provable=True, depth=1),
+        Scope("a deploy with a scheduler", with_scheduler=ALWAYS, depth=1),
+        Scope("a deploy with a scheduler, disturbed twice", with_scheduler=ALWAYS, disturbances=WHAT_DIES, depth=2),
+        Scope("a deploy that brings a scheduler", with_scheduler=frozenset("3"), depth=1),
+        Scope(
+            "a deploy that replaces and has no scheduler any more",
+            with_scheduler=frozenset("12"),
+            busy=True,
+            settings=(REPLACE,),
+            depth=1,
+        ),
+        Scope("a rollback with a scheduler", first=ROLLS_BACK, with_scheduler=ALWAYS, depth=1),
+        Scope(
+            "two hosts, a scheduler on one",
+            hosts=2,
+            with_scheduler=ALWAYS,
+            disturbances=OF_FLEETS - {"person"},
+            depth=1,
+        ),
         Scope("two hosts", hosts=2, others=(ROLLS_BACK,), disturbances=OF_FLEETS - {"person"}, depth=1),
         Scope(
             "two hosts, one of them bad", hosts=2, dying=(("w2", "3"),), disturbances=OF_FLEETS - {"person"}, depth=1

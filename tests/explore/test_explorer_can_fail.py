@@ -6,16 +6,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._host import host as hosts
 from ansible_collections.backstep.workers.plugins.module_utils._host import leasing, steps, way_back
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, plans, record, rules, state
+from ansible_collections.backstep.workers.plugins.module_utils._host.layout import Part
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import (
+    fleet,
+    plans,
+    record,
+    rules,
+    schedulers,
+    state,
+)
 
 from tests.explore.acting import on_paper
 from tests.explore.flow import DEPLOY, ROLLBACK
+from tests.explore.paper import Paper
 from tests.explore.search import PromiseBroken, explore
 from tests.explore.world import Scope
 
@@ -26,6 +35,7 @@ DYING = Scope("workers die on one of two", hosts=2, disturbances=frozenset(("wor
 STUCK = Scope(
     "the way back dies too", dying=(("w1", "3"), ("w1", "2")), disturbances=frozenset(("workers live",)), depth=1
 )
+SCHEDULED = Scope("a scheduler", with_scheduler=frozenset("123"), depth=1)
 FLEET = Scope("two hosts", hosts=2, disturbances=frozenset(("controller dies", "verdict")), depth=1)
 
 
@@ -75,6 +85,8 @@ def good_again(now: state.PoolState, event: state.Event) -> None:
         now.releases[event["origin"]].state = state.GOOD
 
 
+REAL_START, REAL_QUIET = Paper.start_stopped, Paper.quiet
+REAL_HAND_OVER = schedulers.plan_hand_over
 REAL_ROLLED_BACK = state.EVENTS["rolled_back"]
 REAL_OUTCOME = record.outcome
 MUTATIONS = {
@@ -127,6 +139,36 @@ MUTATIONS = {
     "what is bad becomes good again": Mutation(state.EVENTS, "rolled_back", good_again, BACK, "was bad"),
     "every run says that all is well": Mutation(
         record, "outcome", all_is_well, FLEET, "ended well|says that|no exception"
+    ),
+    "the scheduler is not handed over on the way back": Mutation(
+        schedulers,
+        "plan_hand_over",
+        lambda target, others, periods: [] if "3" in others else REAL_HAND_OVER(target, others, periods),
+        SCHEDULED,
+        "and the last good release is",
+    ),
+    "the new scheduler is started only when the old one has ended": Mutation(
+        Paper,
+        "start_stopped",
+        lambda self, release, part: (
+            None if part is Part.SCHEDULER and self.facts.schedulers else REAL_START(self, release, part)
+        ),
+        SCHEDULED,
+        "no scheduler runs",
+    ),
+    "a release that is told to take no more loses its scheduler": Mutation(
+        steps.Steps,
+        "_quiet",
+        lambda self, action, _state: self.host.supervisor.quiet(action["release"]),
+        SCHEDULED,
+        "no scheduler runs",
+    ),
+    "a scheduler that came up with a release that was left goes on": Mutation(
+        Paper,
+        "quiet",
+        lambda self, release, part=Part.WORKERS: REAL_QUIET(self, release, part),
+        replace(SCHEDULED, disturbances=frozenset(("controller dies", "reboot")), depth=2),
+        "schedulers of .* live|the reaper waits on",
     ),
     "a host between two releases is left to itself": Mutation(
         fleet, "_is_open", lambda _answer: False, DYING, "the hosts are on|consumes"

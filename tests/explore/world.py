@@ -43,6 +43,7 @@ class Scope:
     :param others: the flows and releases of the controllers that may come later.
     :param settings: variables of the role, the same for all controllers.
     :param dying: releases whose workers die as soon as they are started, by host.
+    :param with_scheduler: the releases that have a scheduler.
     :param provable: whether a controller can prove that another one is dead.
     :param disturbances: which kinds there are.
     :param depth: how many disturbances there may be in one way.
@@ -57,6 +58,7 @@ class Scope:
     dying: tuple[tuple[str, str], ...] = ()
     busy: bool = False
     provable: bool = False
+    with_scheduler: frozenset[str] = frozenset()
     disturbances: frozenset[str] = DISTURBANCES
     depth: int = 2
 
@@ -149,7 +151,8 @@ def good_verdict(run: Run) -> dict[str, Any] | None:
 
 def start(scope: Scope) -> World:
     """The world before the first move."""
-    world = World(tuple(Facts(name, busy=False) for name in HOSTS[: scope.hosts]))
+    hosts = [Facts(name, busy=False, with_scheduler=scope.with_scheduler) for name in HOSTS[: scope.hosts]]
+    world = World(tuple(hosts))
     for number in range(scope.good):
         world, run = begin(world, DEPLOY, str(number + 1), scope)
         world, run = go_on(world, run, scope)
