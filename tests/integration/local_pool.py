@@ -18,7 +18,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._hook_args import
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import moment
 from ansible_collections.backstep.workers.plugins.module_utils._host.hooks import hook_host
 from ansible_collections.backstep.workers.plugins.module_utils._host.host import Host, default_python
-from ansible_collections.backstep.workers.plugins.module_utils._host.layout import Pool, Spec
+from ansible_collections.backstep.workers.plugins.module_utils._host.layout import Part, Pool, Spec
 from ansible_collections.backstep.workers.plugins.module_utils._host.leasing import give_back, take
 from ansible_collections.backstep.workers.plugins.module_utils._host.moving import confirm_host, switch_host
 from ansible_collections.backstep.workers.plugins.module_utils._host.staging import stage_host
@@ -26,6 +26,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.steps impor
 from ansible_collections.backstep.workers.plugins.module_utils._host.store import Content
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import Grant
+from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_program import build_host_program
 
 from tests.support.local_hosts import LocalHost
@@ -68,6 +69,9 @@ class LocalPool:
     environment: dict[str, str] = field(default_factory=dict)
     barrier: str = ""
     hooks: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    broker: str = BROKER
+    masked_broker: str = MASKED_BROKER
     command: list[str] = field(default_factory=lambda: [PYTHON, "{app}/worker.py", "{worker}"])
 
     def __post_init__(self) -> None:
@@ -104,7 +108,7 @@ class LocalPool:
         """Stage a release whose id follows from what is given; the id."""
         variables = {"TASKS": str(self.tasks), **self.environment, **environment}
         identity = {"config": config, "environment": variables, "processes": self.processes}
-        identity.update(barrier=self.barrier, hooks=self.hooks)
+        identity.update(barrier=self.barrier, hooks=self.hooks, scheduler=self.scheduler)
         spec = Spec(
             id=release_id(version, identity),
             version=version,
@@ -114,11 +118,12 @@ class LocalPool:
             processes=self.processes,
             command=self.command,
             user=USER,
-            broker=MASKED_BROKER,
+            broker=self.masked_broker,
             broker_variable="RQ_REDIS_URL",
             identity=identity,
             barrier=self.barrier,
             hooks=hooks_of(self.hooks),
+            scheduler=scheduler_of(self.scheduler),
         )
         content = Content(
             archive="",
@@ -130,7 +135,7 @@ class LocalPool:
         )
         program = build_host_program()
         staged = stage_host(
-            self.open(), spec, content, rollout=self.token, program=program, broker_url=BROKER, once=True
+            self.open(), spec, content, rollout=self.token, program=program, broker_url=self.broker, once=True
         )
         self.hooked = staged["hooks"]
         return spec.id
@@ -199,7 +204,7 @@ class LocalPool:
 
     def running(self) -> dict[str, int]:
         """Worker processes by the release that they themselves belong to."""
-        return {release: len(found) for release, found in self.open().running().items()}
+        return {release: len(found) for release, found in self.open().running(Part.WORKERS).items()}
 
     def wait_running(self, release: str, seconds: float = _SECONDS) -> None:
         """Wait until this release alone runs, with all its workers having said so."""

@@ -30,7 +30,8 @@ def processes(root: str) -> list[dict[str, Any]]:
             environment = dict(item.partition("=")[::2] for item in raw.split("\0") if item)
             # A worker's name ends in its process id, which tells it from the children that execute its tasks.
             worker = environment.get("BACKSTEP_WORKER", "")
-            if environment.get("BACKSTEP_ROOT") == root and worker.endswith(f"/{path.name}"):
+            scheduler = environment.get("BACKSTEP_PART") == "scheduler"
+            if environment.get("BACKSTEP_ROOT") == root and worker.endswith(f"/{path.name}") and not scheduler:
                 found.append({"pid": int(path.name), "user": path.owner(), "environment": environment})
     return sorted(found, key=lambda process: process["pid"])
 
