@@ -27,7 +27,7 @@ import redis
 from tests.support.builds import DEMO, GOOD, put_together
 from tests.support.environment import WHEELHOUSE, ansible_environment
 from tests.support.local_hosts import LocalHost, end_marked
-from tests.support.rq_bench import free_port
+from tests.support.servers import free_port
 from tools.common import ToolError, run, wait_for
 
 HOSTS = ("w1", "w2", "w3")

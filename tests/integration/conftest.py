@@ -15,7 +15,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
 
 from tests.integration.local_pool import LocalPool
 from tests.support.local_hosts import LocalHost, local_hosts
-from tests.support.rq_bench import Workers, redis_server
+from tests.support.rq_bench import Workers
+from tests.support.servers import redis_server
 
 _numbers = itertools.count(1)
 

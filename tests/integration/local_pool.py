@@ -30,7 +30,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args i
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_program import build_host_program
 
 from tests.support.local_hosts import LocalHost
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 USER = "nobody" if os.geteuid() == 0 else getpass.getuser()
 # The workers' user can run it, wherever the tests' own interpreter lies.

@@ -23,7 +23,7 @@ import redis
 from tests.integration.local_pool import PYTHON, USER, LocalPool, open_to_all
 from tests.support.environment import WHEELHOUSE, ansible_environment
 from tests.support.local_hosts import LocalHost, local_hosts
-from tests.support.rq_bench import redis_server, wait_for
+from tests.support.servers import redis_server, wait_for
 
 ROOT = os.geteuid() == 0
 BROKER_SECRET, ENV_SECRET, CONFIG_SECRET = "hush-broker-3f9", "hush-env-77a", "hush-config-c01"

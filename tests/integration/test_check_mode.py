@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import STEPS
 
 from tests.demo.stand import HOSTS, Stand, a_stand
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 from tools.common import CHECKOUT
 
 SECONDS = 90

@@ -15,7 +15,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 
 from tests.integration.local_pool import LocalPool
 from tests.support.local_hosts import LocalHost
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small disk that these tests fill")
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.demo.stand import HOSTS, Stand, a_stand
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 SECONDS = 90
 # Says which step it is and where, into a directory of the test's own; fails where a file says so.

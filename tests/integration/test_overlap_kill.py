@@ -16,7 +16,7 @@ from tests.demo.playbooks import Played, play
 from tests.demo.stand import QUEUE, Stand, a_stand
 from tests.support.ledger import Producer, task_id
 from tests.support.ledger_tasks import STARTED
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 SECONDS = 30.0

@@ -11,7 +11,8 @@ import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine, Selection
 
 from tests.support.ledger import Producer, balance, task_id
-from tests.support.rq_bench import Workers, wait_for
+from tests.support.rq_bench import Workers
+from tests.support.servers import wait_for
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
@@ -52,17 +53,6 @@ def test_a_pool_through_a_kill_a_park_and_a_failure_balances(
     assert len(found.finished) + len(found.listed) == 30
     failing.close()
     notes.close()
-
-
-def test_a_task_that_is_nowhere_is_lost(
-    engine: Engine, client: redis.Redis, workers: Workers, producer: Producer
-) -> None:
-    for number in range(3):
-        producer.enqueue("mail", number, 0)
-    client.lrem("rq:queue:mail", 1, task_id(1))
-    found = balance(engine, workers.ledger_url, QUEUES)
-    assert found.lost == {task_id(1)}
-    assert not found.balanced
 
 
 def test_a_task_that_ran_twice_unannounced_is_found(

@@ -18,7 +18,8 @@ from rq import Queue
 from rq.suspension import suspend
 
 from tests.support.environment import ansible_environment
-from tests.support.rq_bench import Workers, free_port, wait_for
+from tests.support.rq_bench import Workers
+from tests.support.servers import free_port, wait_for
 
 PASSWORD = "s3cr3t-w0rd"  # noqa: S105  # made up, to look for in the output
 RELEASE = "2.0-bbbbbbbb"

@@ -11,56 +11,16 @@ import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.pausing import settle
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import (
-    BadInput,
     DrainTimeout,
     PauseRefused,
 )
 from rq import Queue
 from rq.suspension import resume, suspend
 
-from tests.support.rq_bench import Workers, wait_for, waiting
+from tests.support.rq_bench import Workers
+from tests.support.servers import wait_for, waiting
 
 NAME = "mail/1.0-a/w1/1"
-
-
-def test_a_pause_is_a_lease_that_its_owner_extends_and_ends(engine: Engine, client: redis.Redis) -> None:
-    done = engine.pause(["mail"], "ana", 30, "queue")
-    assert (done.changed, done.state.paused, done.state.by_person, done.state.owner) == (True, True, False, "ana")
-    again = engine.pause(["mail"], "ana", 300, "queue")
-    assert not again.changed
-    assert again.state.expires_in is not None
-    assert 290 < again.state.expires_in <= 300
-    assert client.ttl("rq:suspended") == client.ttl("backstep:rq:pause")
-    ended = engine.resume("ana")
-    assert (ended.changed, ended.state.paused, ended.state.owner) == (True, False, None)
-    assert not engine.resume("ana").changed
-    assert not client.keys("*")
-
-
-def test_a_dry_run_decides_the_same_and_writes_nothing(engine: Engine, client: redis.Redis) -> None:
-    assert engine.pause(["mail"], "ana", 30, "queue", dry_run=True).changed
-    assert not client.keys("*")
-    engine.pause(["mail"], "ana", 30, "queue")
-    assert not engine.pause(["mail"], "ana", 300, "queue", dry_run=True).changed
-    assert client.ttl("rq:suspended") <= 30
-    assert engine.resume("ana", dry_run=True).changed
-    assert engine.pause_state().paused
-
-
-def test_a_pause_does_not_outlive_its_owner(engine: Engine) -> None:
-    engine.pause(["mail"], "ana", 1, "queue")
-    wait_for("the lease has run out", lambda: not engine.pause_state().paused, 5)
-    assert engine.pause_state().owner is None
-
-
-def test_another_owners_lease_is_refused_by_name(engine: Engine) -> None:
-    engine.pause(["mail"], "ana", 30, "queue")
-    for attempt in (lambda: engine.pause(["mail"], "bo", 30, "queue"), lambda: engine.resume("bo")):
-        with pytest.raises(PauseRefused, match="ana holds the pause since") as refused:
-            attempt()
-        assert refused.value.details["owner"] == "ana"
-        assert 0 < refused.value.details["expires_in"] <= 30
-    assert engine.pause_state().owner == "ana"
 
 
 def test_a_persons_pause_before_the_lease_stays(engine: Engine, client: redis.Redis) -> None:
@@ -140,10 +100,3 @@ def test_settling_that_takes_too_long_fails_and_names_the_worker(
         settle(engine, waiting(1), 1)
     assert time.monotonic() - began < 5
     assert engine.pause_state().paused
-
-
-@pytest.mark.parametrize(("owner", "seconds"), [("", 30), ("ana", 0)])
-def test_a_pause_without_owner_or_expiry_is_refused(engine: Engine, owner: str, seconds: int) -> None:
-    with pytest.raises(BadInput):
-        engine.pause(["mail"], owner, seconds, "queue")
-    assert not engine.pause_state().paused

@@ -16,14 +16,14 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
     LISTED_STATES,
     Engine,
     QueueState,
-    TaskIds,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BrokerRefused, BrokerUnreachable
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BrokerRefused
 from rq import Queue, Retry
 from rq.job import Job
 
-from tests.support.rq_bench import Workers, free_port, redis_server, wait_for
+from tests.support.rq_bench import Workers
+from tests.support.servers import wait_for
 
 NAME = "mail/1.0-a/w1/1"
 
@@ -40,12 +40,6 @@ class Trap:
 
 def state_of(engine: Engine, queue: str) -> QueueState:
     return engine.queue_states([queue])[0]
-
-
-def test_an_empty_queue_has_zeros_and_no_age(engine: Engine) -> None:
-    found = state_of(engine, "nothing")
-    assert (found.waiting, found.executing, found.dead, found.parked, found.workers) == (0, 0, 0, 0, 0)
-    assert found.oldest_waiting_seconds is None
 
 
 def test_each_state_is_counted_and_listed(engine: Engine, client: redis.Redis, workers: Workers) -> None:
@@ -75,13 +69,6 @@ def test_each_state_is_counted_and_listed(engine: Engine, client: redis.Redis, w
     assert worker.parsed is not None
     assert (worker.name, worker.parsed.index, worker.queues, worker.state) == (name, 1, ("mail",), "busy")
     assert (worker.current_task, worker.failed, worker.connected) == ("executing-1", 2, True)
-
-
-def test_a_list_that_is_cut_says_so(engine: Engine, client: redis.Redis) -> None:
-    for number in range(3):
-        Queue("mail", connection=client).enqueue("os.getpid", job_id=f"task-{number}")
-    assert engine.task_ids("mail", "waiting", 2) == TaskIds(("task-0", "task-1"), cut=True)
-    assert not engine.task_ids("mail", "waiting", 3).cut
 
 
 def test_a_task_that_was_popped_and_not_claimed_is_still_counted(engine: Engine, client: redis.Redis) -> None:
@@ -136,40 +123,6 @@ def test_a_payload_is_never_loaded(engine: Engine, client: redis.Redis, tmp_path
     assert not (tmp_path / "sprung").exists()
 
 
-def test_queues_are_known_by_their_tasks_and_by_their_workers(
-    engine: Engine, client: redis.Redis, workers: Workers
-) -> None:
-    workers.start(NAME, ["idle", "idler"])
-    Queue("busy", connection=client).enqueue("os.getpid")
-    assert engine.known_queues() == ["busy", "idle", "idler"]
-
-
-def test_a_broker_that_is_not_there_is_an_error_with_a_masked_url() -> None:
-    with open_engine("rq", f"redis://:s3cret@127.0.0.1:{free_port()}/0", 1.0) as engine:
-        for ask in (lambda: engine.check(False), lambda: engine.queue_states(["mail"]), engine.workers):
-            with pytest.raises(BrokerUnreachable) as failure:
-                ask()
-            assert "redis at 127.0.0.1" in str(failure.value)
-            assert "s3cret" not in str(failure.value.result())
-
-
-def test_a_broker_that_dies_is_an_error_and_not_an_empty_queue(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as url, redis.Redis.from_url(url) as client:
-        Queue("mail", connection=client).enqueue("os.getpid")
-        with open_engine("rq", url, 1.0) as engine:
-            assert state_of(engine, "mail").waiting == 1
-            client.shutdown(nosave=True)
-            with pytest.raises(BrokerUnreachable):
-                engine.queue_states(["mail"])
-
-
-def test_a_broker_that_hangs_is_an_error_within_the_time_out(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as url, redis.Redis.from_url(url) as client, open_engine("rq", url, 0.5) as engine:
-        client.client_pause(2_000)
-        with pytest.raises(BrokerUnreachable):
-            engine.queue_states(["mail"])
-
-
 @pytest.mark.parametrize(
     ("rules", "write", "missing"),
     [
@@ -203,20 +156,3 @@ def test_without_client_list_liveness_is_unknown_and_the_rest_is_told(
     client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">pw", "~*", "+@all", "-client|list")
     with open_engine("rq", redis_url.replace("redis://", "redis://narrow:pw@"), 5.0) as engine:
         assert [worker.connected for worker in engine.workers()] == [None]
-
-
-def test_wrong_credentials_are_refused_and_not_shown(client: redis.Redis, redis_url: str) -> None:
-    client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">pw", "~*", "+@all")
-    with open_engine("rq", redis_url.replace("redis://", "redis://narrow:wr0ng@"), 5.0) as engine:
-        with pytest.raises(BrokerRefused) as failure:
-            engine.check(write=False)
-        assert "wr0ng" not in str(failure.value)
-
-
-def test_a_replica_is_refused_for_moves_and_readable(tmp_path: Path, redis_url: str) -> None:
-    port = redis_url.rsplit(":", 1)[1].split("/")[0]
-    with redis_server(tmp_path, "--replicaof", "127.0.0.1", port) as url, open_engine("rq", url, 5.0) as engine:
-        wait_for("it replicates", lambda: engine.check(False)["role"] == "slave")
-        assert state_of(engine, "mail").waiting == 0
-        with pytest.raises(BrokerRefused):
-            engine.check(write=True)

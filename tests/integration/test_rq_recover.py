@@ -10,12 +10,12 @@ import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
 from rq import Queue, Retry, Worker
 from rq.job import Dependency, Job
 from rq.registry import StartedJobRegistry
 
-from tests.support.rq_bench import Workers, wait_for, waiting
+from tests.support.rq_bench import Workers
+from tests.support.servers import wait_for, waiting
 
 NAME = "mail/1.0-a/w1/1"
 
@@ -57,15 +57,6 @@ def test_a_killed_workers_task_sticks_until_it_is_recovered(
     assert engine.recover(["mail"], [name], "waiting") == []
     workers.start(NAME, ["mail"])
     wait_for("it executes again", lambda: engine.executing(["mail"]))
-
-
-def test_a_recovered_task_is_the_next_one(
-    engine: Engine, client: redis.Redis, queue: Queue, workers: Workers
-) -> None:
-    name = abandon(engine, queue, workers)
-    queue.enqueue("os.getpid", job_id="later")
-    engine.recover(["mail"], [name], "waiting")
-    assert client.lrange("rq:queue:mail", 0, -1) == [b"task-1", b"later"]
 
 
 def fields_after(client: redis.Redis, recovered_by: str) -> dict[str, object]:
@@ -121,17 +112,10 @@ def test_what_has_run_out_is_recovered_whoever_held_it(
     assert [task.id for task in engine.recover(["mail"], [], "waiting")] == ["task-1"]
 
 
-def test_a_living_workers_task_stays_with_it(engine: Engine, queue: Queue, workers: Workers) -> None:
-    workers.start(NAME, ["mail"])
-    queue.enqueue("ledger_tasks.work", 1, 60, job_id="task-1")
-    wait_for("it executes", lambda: engine.executing(["mail"]))
-    assert engine.recover(["mail"], ["mail/0.9-b/w1/1/1"], "waiting") == []
-    assert engine.queue_states(["mail"])[0].executing == 1
-
-
 def pop_and_die(client: redis.Redis, queue: Queue, workers: Workers) -> str:
     """Have a worker be killed between popping ``task-1`` and claiming it; its name."""
     name = workers.start(NAME, ["mail"])
+    wait_for("it waits for a task", lambda: any(found["cmd"] == "blmove" for found in client.client_list()))
     workers.signal(name, signal.SIGSTOP)
     queue.enqueue("ledger_tasks.work", 1, 0, job_id="task-1")
     wait_for("it has been popped", lambda: client.llen("rq:queue:mail:intermediate") == 1)
@@ -153,6 +137,7 @@ def test_a_task_that_was_popped_and_not_claimed_comes_back(
 def pop_and_stop(client: redis.Redis, queue: Queue, workers: Workers) -> str:
     """Have a worker be told to stop between popping ``task-1`` and claiming it; its name."""
     name = workers.start(NAME, ["mail"])
+    wait_for("it waits for a task", lambda: any(found["cmd"] == "blmove" for found in client.client_list()))
     workers.signal(name, signal.SIGSTOP)
     queue.enqueue("ledger_tasks.work", 1, 0, job_id="task-1")
     wait_for("it has been popped", lambda: client.llen("rq:queue:mail:intermediate") == 1)
@@ -238,8 +223,3 @@ def test_a_registration_that_has_ended_or_run_out_is_no_worker(
     assert [worker.name for worker in engine.workers()] == [name]
     client.hset(f"rq:worker:{name}", "death", "2026-11-21T03:00:00.000000Z")
     assert engine.workers() == []
-
-
-def test_only_known_ends_are_accepted(engine: Engine) -> None:
-    with pytest.raises(BadInput):
-        engine.recover(["mail"], [], "parked")

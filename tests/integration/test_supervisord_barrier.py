@@ -11,7 +11,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 from tests.integration.local_pool import LocalPool
 from tests.integration.test_supervisord_guard import _another_boot, guards
 from tests.support.local_hosts import LocalHost, local_hosts
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 WHY = "drops a column"
 

@@ -9,7 +9,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.moving impo
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import DrainTimeout, LeaseHeld
 
 from tests.integration.local_pool import LocalPool
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 
 def busy(pool: LocalPool, seconds: float) -> str:

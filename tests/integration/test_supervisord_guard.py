@@ -18,7 +18,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules im
 
 from tests.integration.local_pool import LocalPool
 from tests.support.local_hosts import LocalHost, local_hosts
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIRM_SECONDS = 2.0

@@ -24,7 +24,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_ste
 from tests.integration.local_pool import BROKER, PYTHON, USER, WORKER, LocalPool
 from tests.integration.test_supervisord_guard import wait_back
 from tests.support.local_hosts import MARK, LocalHost
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HOOK = [PYTHON, "{app}/hook.py"]

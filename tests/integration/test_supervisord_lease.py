@@ -21,7 +21,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 
 from tests.integration.local_pool import TERMS, LocalPool
 from tests.support.local_hosts import LocalHost
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 
 def test_a_second_owner_is_refused_with_who_and_since_when(pool: LocalPool) -> None:

@@ -17,7 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 
 from tests.integration.local_pool import LocalPool
 from tests.support.local_hosts import local_hosts
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 SOON = 20.0
 

@@ -19,7 +19,7 @@ from tests.support.hosts import Host
 from tests.support.ledger import Producer, task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.pool import Pool, prepared_pool
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 from tools.common import VENV, run
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(600)]

@@ -16,7 +16,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
 from tests.support.ledger import Producer, task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.pool import UNITS, Pool, View, prepared_pool
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(600)]
 QUEUE = "letters"

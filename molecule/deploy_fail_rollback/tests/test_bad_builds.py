@@ -20,7 +20,7 @@ from tests.demo.production import Production
 from tests.support.builds import BAD_KINDS
 from tests.support.ledger import balance
 from tests.support.pool import Pool
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 QUEUES = ["letters"]
 BROKER_SECONDS = 5.0

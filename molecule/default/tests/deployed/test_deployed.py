@@ -12,7 +12,7 @@ from rq import Queue
 from testinfra.host import Host as Seen
 
 from tests.support.pool import UNITS, Pool
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 testinfra_hosts = ["ansible://workers"]
 PROCESSES = 2

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a test needs of an engine: its real worker programs, and a producer that speaks as the engine's own does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import redis
+
+from tests.support.ledger import ENQUEUED, task_id
+from tests.support.ledger_tasks import FINISHED, STARTED
+from tests.support.servers import wait_for
+
+SUPPORT = Path(__file__).resolve().parent
+TASK = "ledger_tasks.work"
+UNKNOWN_TASK = "app.tasks.unknown"
+
+
+class Call(NamedTuple):
+    """What a task does, and when."""
+
+    task: str
+    arguments: tuple[float, ...]
+    delay: float
+    """Seconds until it is due."""
+    urgent: bool
+    """Before those that wait, by the engine's own means."""
+
+
+class Bench(ABC):
+    """One engine on one broker. Workers are leaders of process groups of their own, and all end with the bench."""
+
+    engine: str
+    """Its name, as the collection's users write it."""
+
+    def __init__(self, url: str, folder: Path, python: str = sys.executable) -> None:
+        self.url = url
+        self.ledger_url = url.rsplit("/", 1)[0] + "/15"
+        self._folder = folder
+        self._python = python
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    @abstractmethod
+    def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
+        """Arguments for Python that run a worker, which executes one task at a time and is named ``<prefix>/<pid>``."""
+
+    @abstractmethod
+    def is_up(self, name: str, log: str) -> bool:
+        """Whether a worker takes tasks now, or knows that it may not; told without the code under test.
+
+        :param log: what it has written so far.
+        """
+
+    @abstractmethod
+    def send(self, queue: str, known_as: str, call: Call) -> None:
+        """Enqueue a call under an id; raises what the client library raises when the broker doesn't take it."""
+
+    def send_many(self, queue: str, calls: dict[str, Call]) -> None:
+        """Enqueue calls by their ids, in this order; in one go, where the engine's client can."""
+        for known_as, call in calls.items():
+            self.send(queue, known_as, call)
+
+    @abstractmethod
+    def is_settled(self, queue: str) -> bool:
+        """Whether its busy workers have taken from the queue what they take ahead; told without the code under test."""
+
+    @abstractmethod
+    def order(self, queue: str) -> list[str]:
+        """The ids of the tasks that lie in the queue itself, the next one first; told without the code under test."""
+
+    def start(self, prefix: str, queues: Sequence[str], *options: str, wait: bool = True) -> str:
+        """Start a worker named ``<prefix>/<pid>``; returns its name once it is up."""
+        log = self._folder / f"{prefix.replace('/', '_')}.log"
+        before = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            worker = subprocess.Popen(
+                [self._python, *self.command(prefix, queues, options)],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **self.environment(), "LEDGER_URL": self.ledger_url, "PYTHONPATH": str(SUPPORT)},
+                start_new_session=True,
+            )
+        name = f"{prefix}/{worker.pid}"
+        self._running[name] = worker
+        if wait:
+            wait_for(f"worker {name} is up", lambda: self.is_up(name, log.read_text("utf-8", "replace")[before:]))
+        return name
+
+    def enqueue(
+        self, queue: str, number: int, *arguments: float, task: str = TASK, delay: float = 0, urgent: bool = False
+    ) -> str:
+        """Enqueue task ``number`` and note in the ledger that the broker has taken it; its id."""
+        self.send(queue, task_id(number), Call(task, (number, *arguments), delay, urgent))
+        with redis.Redis.from_url(self.ledger_url) as notes:
+            notes.sadd(ENQUEUED, str(number))
+        return task_id(number)
+
+    def fill(self, queue: str, count: int, task: Callable[[int], str] = lambda _number: TASK) -> list[str]:
+        """Enqueue the tasks 0 to ``count`` that nobody will balance; their ids."""
+        calls = {task_id(number): Call(task(number), (number, 0), 0, False) for number in range(count)}
+        self.send_many(queue, calls)
+        return list(calls)
+
+    def environment(self) -> dict[str, str]:
+        """What the worker program needs in its environment."""
+        return {}
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Signal the worker's main process only."""
+        self._running[name].send_signal(number)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the worker and the processes that execute its tasks, and see them gone."""
+        worker = self._running.pop(name)
+        for child in _children(worker.pid):
+            os.kill(child, signal.SIGKILL)
+        worker.kill()
+        worker.wait(10)
+
+    def stop(self, name: str) -> int:
+        """Stop warm; returns the exit status."""
+        worker = self._running.pop(name)
+        worker.terminate()
+        return worker.wait(20)
+
+    def wait(self, name: str) -> int:
+        """Wait until the worker ends by itself; returns the exit status."""
+        return self._running[name].wait(20)
+
+    def has_ended(self, name: str) -> bool:
+        """Whether the worker's main process is gone."""
+        return self._running[name].poll() is not None
+
+    def stop_all(self) -> None:
+        """Kill what still runs."""
+        for name in list(self._running):
+            self.kill(name)
+
+    def executions(self, number: int) -> tuple[int, int]:
+        """How often a task was begun and finished, by its own notes."""
+        with redis.Redis.from_url(self.ledger_url) as notes:
+            started, finished = (notes.hget(kind, str(number)) for kind in (STARTED, FINISHED))
+        return int(started or 0), int(finished or 0)
+
+    def finished(self) -> int:
+        """How many tasks have been finished at least once, by their own notes."""
+        with redis.Redis.from_url(self.ledger_url) as notes:
+            return int(notes.hlen(FINISHED))
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii") if Path(f"/proc/{pid}").exists() else ""
+    return [int(child) for child in text.split()]
