@@ -175,9 +175,9 @@ def test_parking_without_an_owner_is_refused(engine: Engine) -> None:
 MOVER = """
 import sys
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Selection
-from ansible_collections.backstep.workers.plugins.module_utils._queue.engines import _rq_moves
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engines import _redis_moves
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
-_rq_moves.BATCH = 10
+_redis_moves.BATCH = 10
 with open_engine(sys.argv[1], sys.argv[2], 5.0) as engine:
     print("ready", flush=True)
     sys.stdin.readline()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable
@@ -18,6 +19,7 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
 
 from ..._rollout.errors import BackstepError, BrokerRefused, BrokerUnreachable
 from ..._rollout.masking import scrub
+from ..engine import unique
 from ..url import check_url, in_words
 
 _SCHEMES = ("redis", "rediss", "unix")
@@ -34,8 +36,11 @@ def text(value: Any) -> str:
 class RedisLink:
     """One Redis database, asked in whole pipelines and scripts, with a time-out on every answer."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, keys: str) -> None:
+        """:param keys: the keys that the engine needs, as ACL rules write them, for messages."""
         self.url = check_url(url, _SCHEMES)
+        self.timeout = timeout
+        self._keys = keys
         self.shown = in_words(url)
         # One try per command: a wait for the broker is the caller's to decide on, by its own deadline.
         retry = Retry(NoBackoff(), 0)
@@ -77,6 +82,39 @@ class RedisLink:
         with self._translated():
             return self._scripts[script](keys=[], args=[_plain(argument) for argument in arguments])
 
+    def check(self, reading: Sequence[Command], prove: str) -> dict[str, Any]:
+        """Facts about the server, as ``Engine.check`` gives them.
+
+        :param reading: one harmless use of each command that reading takes.
+        :param prove: a script that tries what writing takes under a scratch name, leaves nothing behind, and answers
+            with each refused command and what was said; "" for none.
+        :raises BrokerRefused: rights are missing; ``details['missing']`` lists them by name.
+        """
+        info = self.ask("INFO")
+        seconds, micros = self.ask("TIME")
+        missing = [self._missing_right(said) for said in self.ask_each(reading) if isinstance(said, Exception)]
+        if prove and not missing:
+            said = [text(part) for part in self.run(prove, f"backstep-check-{uuid.uuid4().hex}")]
+            missing = [f"+{command}" for command in said[::2]]
+        if missing:
+            raise BrokerRefused(
+                f"The broker's user lacks rights on {self.shown}: {', '.join(unique(missing))}.",
+                left="Nothing was changed.",
+                next_step=f"Grant them with ACL SETUSER (keys {self._keys}), or use a user that has them.",
+                missing=unique(missing),
+            )
+        return {
+            "version": str(info["redis_version"]),
+            "role": str(info["role"]),
+            "uptime": int(info["uptime_in_seconds"]),
+            "time": int(seconds) + int(micros) / 1e6,
+        }
+
+    @property
+    def database(self) -> int:
+        """The number of the database that the URL names."""
+        return int(self._client.connection_pool.connection_kwargs.get("db") or 0)
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -101,7 +139,7 @@ class RedisLink:
                 next_step="Set the broker URL to the primary.",
             )
         if isinstance(error, redis.exceptions.NoPermissionError) or "ACL failure" in said:
-            right = missing_right(error)
+            right = self._missing_right(error)
             return BrokerRefused(
                 f"The broker's user lacks a right on {self.shown}: {right}. It said: {said}.",
                 left="Nothing was changed by this step.",
@@ -116,6 +154,14 @@ class RedisLink:
             )
         return self._unreachable(error)
 
+    def _missing_right(self, error: Exception) -> str:
+        """The right that a NOPERM answer is about: a command as ACL rules write it, or what it said."""
+        said = str(error)
+        command = _COMMAND.search(said)
+        if command:
+            return f"+{command.group(1).lower()}"
+        return f"access to the keys {self._keys}" if "key" in said else said
+
     def _unreachable(self, error: Exception) -> BrokerUnreachable:
         said = scrub(str(error), self.url) or type(error).__name__
         return BrokerUnreachable(
@@ -123,15 +169,6 @@ class RedisLink:
             left="What it holds is unknown, and nothing is concluded from that.",
             next_step="Check that Redis runs there and can be reached from this machine, then run again.",
         )
-
-
-def missing_right(error: Exception) -> str:
-    """The right that a NOPERM answer is about: a command as ACL rules write it, or what it said."""
-    said = str(error)
-    command = _COMMAND.search(said)
-    if command:
-        return f"+{command.group(1).lower()}"
-    return "access to the keys rq:* and backstep:*" if "key" in said else said
 
 
 def _plain(argument: Any) -> Any:

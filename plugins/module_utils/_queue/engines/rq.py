@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Collection, Sequence
 from typing import Any, Optional
 
-from ..._rollout.errors import BadInput, BrokerRefused, PauseRefused
+from ..._rollout.errors import BadInput, PauseRefused
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
-from ..engine import CANARY_PREFIX, Capabilities, Engine, unique
+from ..engine import CANARY_PREFIX, Capabilities, Engine
 from . import _rq_scripts as scripts
-from ._redis import RedisLink, missing_right, text
-from ._rq_moves import BATCH, Move, payload_names
+from ._redis import RedisLink, text
+from ._redis_moves import BATCH
+from ._rq_moves import Move, payload_names
 from ._rq_payload import canary_payload, from_time, name_in_description, to_time
 from ._rq_unclaimed import Unclaimed
 
@@ -55,32 +56,13 @@ class RqEngine(Engine):
     )
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout)
+        self._link = RedisLink(url, timeout, keys="rq:* and backstep:*")
 
     def close(self) -> None:
         self._link.close()
 
     def check(self, write: bool) -> dict[str, Any]:
-        info = self._link.ask("INFO")
-        seconds, micros = self._link.ask("TIME")
-        answers = self._link.ask_each(_READING)
-        missing = [missing_right(said) for said in answers if isinstance(said, Exception)]
-        if write and not missing:
-            said = [text(part) for part in self._link.run(scripts.PROVE_RIGHTS, f"backstep-check-{uuid.uuid4().hex}")]
-            missing = [f"+{command}" for command in said[::2]]
-        if missing:
-            raise BrokerRefused(
-                f"The broker's user lacks rights on {self._link.shown}: {', '.join(unique(missing))}.",
-                left="Nothing was changed.",
-                next_step="Grant them with ACL SETUSER (keys rq:* and backstep:*), or use a user that has them.",
-                missing=unique(missing),
-            )
-        return {
-            "version": str(info["redis_version"]),
-            "role": str(info["role"]),
-            "uptime": int(info["uptime_in_seconds"]),
-            "time": int(seconds) + int(micros) / 1e6,
-        }
+        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
 
     def known_queues(self) -> list[str]:
         keys = self._link.ask("SMEMBERS", "rq:queues")
@@ -253,8 +235,6 @@ class RqEngine(Engine):
         reason: str,
         dry_run: bool = False,
     ) -> contract.Moved:
-        if not owner:
-            raise BadInput("Parking needs an owner, so that a second run can finish it.", left="No task was moved.")
         allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING, contract.DEAD)
         return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
 
