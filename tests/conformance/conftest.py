@@ -13,10 +13,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
 from tests.support.bench import Bench
+from tests.support.celery_bench import Workers as CeleryBench
 from tests.support.rq_bench import Workers as RqBench
 from tests.support.servers import redis_server
 
 BENCHES: dict[str, type[Bench]] = {
+    "celery": CeleryBench,
     "rq": RqBench,
 }
 

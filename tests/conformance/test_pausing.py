@@ -8,21 +8,20 @@ import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.pausing import settle
+from ansible_collections.backstep.workers.plugins.module_utils._queue.table import capabilities
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput, PauseRefused
 
+from tests.conformance.conftest import BENCHES
 from tests.support.bench import Bench
 from tests.support.servers import wait_for, waiting
 
-
-def skip_unless_it_pauses(engine: Engine) -> None:
-    """Such an engine is tested by what it refuses."""
-    if engine.capabilities.pause_scope == "none":
-        pytest.skip(f"{engine.name} has no pause")
+PAUSES = {name: capabilities(name).pause_scope != "none" for name in BENCHES}
+able = pytest.mark.parametrize("kind", [name for name, pauses in PAUSES.items() if pauses], indirect=True)
+unable = pytest.mark.parametrize("kind", [name for name, pauses in PAUSES.items() if not pauses], indirect=True)
 
 
+@unable
 def test_an_engine_without_a_pause_refuses_and_says_what_to_do(engine: Engine, client: redis.Redis) -> None:
-    if engine.capabilities.pause_scope != "none":
-        pytest.skip(f"{engine.name} has a pause")
     for attempt in (lambda: engine.pause(["mail"], "ana", 30, "broker"), lambda: engine.resume("ana")):
         with pytest.raises(PauseRefused) as refused:
             attempt()
@@ -31,8 +30,8 @@ def test_an_engine_without_a_pause_refuses_and_says_what_to_do(engine: Engine, c
     assert not client.keys("*")
 
 
+@able
 def test_a_pause_is_a_lease_that_its_owner_extends_and_ends(engine: Engine, client: redis.Redis) -> None:
-    skip_unless_it_pauses(engine)
     done = engine.pause(["mail"], "ana", 30, "queue")
     assert (done.changed, done.state.paused, done.state.by_person, done.state.owner) == (True, True, False, "ana")
     again = engine.pause(["mail"], "ana", 300, "queue")
@@ -45,8 +44,8 @@ def test_a_pause_is_a_lease_that_its_owner_extends_and_ends(engine: Engine, clie
     assert not client.keys("*")
 
 
+@able
 def test_a_dry_run_decides_the_same_and_writes_nothing(engine: Engine, client: redis.Redis) -> None:
-    skip_unless_it_pauses(engine)
     assert engine.pause(["mail"], "ana", 30, "queue", dry_run=True).changed
     assert not client.keys("*")
     engine.pause(["mail"], "ana", 30, "queue")
@@ -58,15 +57,15 @@ def test_a_dry_run_decides_the_same_and_writes_nothing(engine: Engine, client: r
     assert engine.pause_state().paused
 
 
+@able
 def test_a_pause_does_not_outlive_its_owner(engine: Engine) -> None:
-    skip_unless_it_pauses(engine)
     engine.pause(["mail"], "ana", 1, "queue")
     wait_for("the lease has run out", lambda: not engine.pause_state().paused, 5)
     assert engine.pause_state().owner is None
 
 
+@able
 def test_another_owners_lease_is_refused_by_name(engine: Engine) -> None:
-    skip_unless_it_pauses(engine)
     engine.pause(["mail"], "ana", 30, "queue")
     for attempt in (lambda: engine.pause(["mail"], "bo", 30, "queue"), lambda: engine.resume("bo")):
         with pytest.raises(PauseRefused, match="ana holds the pause since") as refused:
@@ -76,8 +75,8 @@ def test_another_owners_lease_is_refused_by_name(engine: Engine) -> None:
     assert engine.pause_state().owner == "ana"
 
 
+@able
 def test_settled_workers_take_nothing_until_the_queues_are_resumed(engine: Engine, bench: Bench) -> None:
-    skip_unless_it_pauses(engine)
     for index in (1, 2):
         bench.start(f"mail/1.0-a/w1/{index}", ["mail"])
     engine.pause(["mail"], "ana", 60, "queue")
@@ -90,9 +89,9 @@ def test_settled_workers_take_nothing_until_the_queues_are_resumed(engine: Engin
     wait_for("they work again", lambda: all(bench.executions(number) == (1, 1) for number in range(3)))
 
 
+@able
 @pytest.mark.parametrize(("owner", "seconds"), [("", 30), ("ana", 0)])
 def test_a_pause_without_owner_or_expiry_is_refused(engine: Engine, owner: str, seconds: int) -> None:
-    skip_unless_it_pauses(engine)
     with pytest.raises(BadInput):
         engine.pause(["mail"], owner, seconds, "queue")
     assert not engine.pause_state().paused

@@ -126,7 +126,7 @@ def test_a_task_that_is_nowhere_is_lost(engine: Engine, bench: Bench, client: re
 
 def test_a_pool_through_a_stop_a_park_and_a_replay_balances(engine: Engine, bench: Bench) -> None:
     for number in range(30):
-        bench.enqueue("mail", number, 0.01)
+        bench.enqueue("mail", number, 0.05)
     worker = bench.start(NAME, QUEUES)
     wait_for("it has begun", lambda: bench.finished() > 3)
     assert bench.stop(worker) == 0

@@ -22,6 +22,8 @@ from tests.support.servers import wait_for
 SUPPORT = Path(__file__).resolve().parent
 TASK = "ledger_tasks.work"
 UNKNOWN_TASK = "app.tasks.unknown"
+# Celery's pool now and then waits half a minute for an answer that its main process gives no more (seen with 5.7).
+_STOP_SECONDS = 60
 
 
 class Call(NamedTuple):
@@ -129,11 +131,11 @@ class Bench(ABC):
         """Stop warm; returns the exit status."""
         worker = self._running.pop(name)
         worker.terminate()
-        return worker.wait(20)
+        return worker.wait(_STOP_SECONDS)
 
     def wait(self, name: str) -> int:
         """Wait until the worker ends by itself; returns the exit status."""
-        return self._running[name].wait(20)
+        return self._running[name].wait(_STOP_SECONDS)
 
     def has_ended(self, name: str) -> bool:
         """Whether the worker's main process is gone."""

@@ -133,3 +133,14 @@ def test_a_worker_of_the_users_own_naming_is_known_by_its_pid() -> None:
 
 def test_bad_beats_unknown() -> None:
     assert judge(None, broker(worker(1, ("mial",))), LIMITS).verdict == "bad"
+
+
+def test_an_engine_that_counts_no_failures_leaves_it_to_the_canary() -> None:
+    uncounted = (worker(1, ("mail",), finished=10, failed=None), replace(SECOND, failed=None))
+    verdict = judge(host(), broker(*uncounted), LIMITS)
+    assert verdict.verdict == "good"
+    (failures,) = [probe for probe in verdict.probes if probe.name == "failures"]
+    assert (failures.outcome, failures.facts["failed"]) == ("good", None)
+    assert "canary" in failures.reason
+    failing = broker(*(replace(found, canaries_failed=1) for found in uncounted))
+    assert judge(host(), failing, LIMITS).verdict == "bad"

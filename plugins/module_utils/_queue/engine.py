@@ -47,13 +47,16 @@ class Capabilities:
     """What this engine's mechanisms are like."""
 
     pause_scope: str
-    """``process``, ``queue`` or ``broker``: how far the engine's own pause reaches at least."""
+    """``process``, ``queue`` or ``broker``: how far the pause reaches at least; ``none``: it is refused."""
     pause_survives_worker_restart: bool
     pause_survives_broker_restart: bool
     """Whether the pause is stored like a task is: as durable as the broker's own persistence."""
     quiet_can_be_undone: bool
     """Whether a worker that was quieted can be told to take tasks again without a restart."""
     uncountable_states: tuple[str, ...]
+    """The states whose tasks it can't count."""
+    counts_failures: bool
+    """Whether a worker's failed tasks are counted apart from its finished ones."""
     kill_effect: str
     """What SIGKILL does to an executing task: it ``loses``, ``repeats`` or ``sticks``."""
     stuck_seconds: Optional[float]
@@ -100,9 +103,9 @@ class WorkerSeen:
     last_heartbeat: Optional[float]
     current_task: Optional[str]
     finished: int
-    """Tasks finished since its birth, canaries not counted."""
-    failed: int
-    """Tasks failed since its birth, canaries not counted."""
+    """Tasks finished since its birth, canaries not counted; failed ones too where these can't be told apart."""
+    failed: Optional[int]
+    """Tasks failed since its birth, canaries not counted; ``None`` when the engine doesn't count them."""
     connected: Optional[bool]
     """Its connection is seen. ``False`` alone proves no death: one that had to reconnect may carry no name."""
 
@@ -222,6 +225,14 @@ class Engine(ABC):
     default_canary: str
     """A task that any worker of this engine can run and that has no effect."""
 
+    @abstractmethod
+    def __init__(self, url: str, timeout: float) -> None:
+        """Connect, or be ready to.
+
+        :param timeout: seconds that any single answer may take.
+        :raises BadInput: the URL can't be used.
+        """
+
     def __enter__(self) -> Engine:
         return self
 
@@ -271,14 +282,15 @@ class Engine(ABC):
         """Have the queues hand out nothing, for ``seconds`` unless extended; the same owner extends by asking again.
 
         :param reach: ``queue`` (these queues and no others) or ``broker`` (whatever the engine's pause reaches).
-        :raises PauseRefused: another owner holds the lease, or the pause would reach further than ``reach``.
+        :raises PauseRefused: another owner holds the lease, the pause would reach further than ``reach``, or the engine
+            has none that ends by itself.
         """
 
     @abstractmethod
     def resume(self, owner: str, dry_run: bool = False) -> PauseResult:
         """End the lease. A pause that a person made, before or since, stays.
 
-        :raises PauseRefused: another owner holds the lease.
+        :raises PauseRefused: another owner holds the lease, or the engine has no pause.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ import sys
 from typing import Callable, NamedTuple
 
 from .._rollout.errors import BadInput
-from .engine import Engine
+from .engine import Capabilities, Engine
 
 
 class WorkerDefaults(NamedTuple):
@@ -24,19 +24,33 @@ class WorkerDefaults(NamedTuple):
 class _Entry(NamedTuple):
     package: str
     """The Python package of its client library."""
-    load: Callable[[], Callable[[str, float], Engine]]
+    load: Callable[[], type[Engine]]
     worker: WorkerDefaults
 
 
 # Written-out imports: Ansible ships to a host only what it finds imported by name, and each engine's client library
 # is there only where that engine is used.
-def _rq() -> Callable[[str, float], Engine]:
+def _rq() -> type[Engine]:
     from .engines.rq import RqEngine
 
     return RqEngine
 
 
+def _celery() -> type[Engine]:
+    from .engines.celery import CeleryEngine
+
+    return CeleryEngine
+
+
 ENGINES = {
+    "celery": _Entry(
+        "redis",
+        _celery,
+        # The app is named by the variable APP. The host in the name tells the processes of two containers apart.
+        WorkerDefaults(
+            ("{app}/venv/bin/celery", "worker", "--hostname={worker}@%h", "--queues={queues}"), "CELERY_BROKER_URL"
+        ),
+    ),
     "rq": _Entry(
         "redis",
         _rq,
@@ -62,6 +76,14 @@ def worker_defaults(name: str) -> WorkerDefaults:
     :raises BadInput: the engine is unknown.
     """
     return _entry(name).worker
+
+
+def capabilities(name: str) -> Capabilities:
+    """What an engine's mechanisms are like; needs no client library and no broker.
+
+    :raises BadInput: the engine is unknown.
+    """
+    return _entry(name).load().capabilities
 
 
 def open_engine(name: str, url: str, timeout: float) -> Engine:

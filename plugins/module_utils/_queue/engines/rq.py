@@ -50,6 +50,7 @@ class RqEngine(Engine):
         pause_survives_broker_restart=True,
         quiet_can_be_undone=False,
         uncountable_states=(),
+        counts_failures=True,
         kill_effect="sticks",
         stuck_seconds=None,
         unknown_task="dead",

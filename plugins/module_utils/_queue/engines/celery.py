@@ -1,0 +1,261 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Celery on Redis, by raw commands and by the broadcasts of Celery's own ``inspect``; no task's body is decoded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any, Optional
+
+from ..._rollout.errors import BadInput, PauseRefused
+from .. import engine as contract
+from ..engine import CANARY_PREFIX, Capabilities, Engine
+from . import _celery_scripts as scripts
+from ._celery_canaries import counts_of, outcomes, send, withdraw
+from ._celery_control import ask
+from ._celery_held import Holdings, left_behind, look, restore
+from ._celery_messages import CANARY_EXCHANGE, bound_queue, lists, worker_of
+from ._celery_moves import Move
+from ._redis import RedisLink, text
+from ._redis_moves import BATCH
+
+_BINDINGS = "_kombu.binding."
+_COUNTED_AT_MOST = 20 * BATCH
+# One harmless use of each command that reading takes.
+_READING = (
+    ("LLEN", "a"), ("LRANGE", "a", 0, 0), ("LPOS", "a", "b"), ("HLEN", "unacked"), ("HKEYS", "unacked"),
+    ("HGETALL", "backstep:celery:a"), ("ZRANGE", "unacked_index", 0, 0), ("SMEMBERS", f"{_BINDINGS}a"), ("SCAN", 0),
+    ("PUBSUB", "NUMPAT"), ("ZCARD", f"{scripts.OURS}parked:a"), ("HMGET", "backstep:celery:a", "b"),
+)  # fmt: skip
+
+
+class CeleryEngine(Engine):
+    """Celery 5 on one Redis database, with kombu's own names of keys."""
+
+    name = "celery"
+    default_canary = "celery.accumulate"
+    capabilities = Capabilities(
+        pause_scope="none",
+        pause_survives_worker_restart=False,
+        pause_survives_broker_restart=False,
+        quiet_can_be_undone=False,
+        uncountable_states=(contract.EXECUTING, contract.DEAD, contract.DEFERRED),
+        counts_failures=False,
+        kill_effect="loses",
+        stuck_seconds=3600,
+        unknown_task="lost",
+    )
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._link = RedisLink(url, timeout, keys="* and channels *")
+
+    def close(self) -> None:
+        self._link.close()
+
+    def check(self, write: bool) -> dict[str, Any]:
+        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
+
+    def known_queues(self) -> list[str]:
+        cursor, keys = b"0", set[str]()
+        while True:
+            cursor, some = self._link.ask("SCAN", cursor, "MATCH", f"{_BINDINGS}*", "COUNT", BATCH, "TYPE", "set")
+            keys.update(map(text, some))
+            if text(cursor) in ("0", ""):
+                break
+        exchanges = [key for key in keys if not key.endswith((".pidbox", ".celeryev", f".{CANARY_EXCHANGE}"))]
+        members = self._link.ask_all([("SMEMBERS", key) for key in exchanges])
+        bound = {bound_queue(text(member)) for some in members for member in some}
+        return sorted(bound.union(*(worker.queues for worker in self.workers())))
+
+    def queue_states(self, queues: Sequence[str]) -> list[contract.QueueState]:
+        held = look(self._link)
+        listening = Counter(queue for answer in held.replies.of("active_queues").values() for queue in _names(answer))
+        return [self._queue_state(queue, held, listening[queue]) for queue in queues]
+
+    def _queue_state(self, queue: str, held: Holdings, workers: int) -> contract.QueueState:
+        keys = lists(queue)
+        *lengths, parked = self._link.ask_all(
+            [*(("LLEN", key) for key in keys), ("ZCARD", f"{scripts.OURS}parked:{queue}")]
+        )
+        later = self._count_later(keys) if sum(lengths) <= _COUNTED_AT_MOST and held.entries is not None else None
+        counted = {
+            state: len(held.in_state(queue, state))
+            for state in (contract.WAITING, contract.SCHEDULED, contract.RETRYING, contract.ABANDONED)
+        }
+        listed = sum(lengths) - (sum(later.values()) if later else 0)
+        return contract.QueueState(
+            queue=queue,
+            waiting=max(0, listed) + counted[contract.WAITING],
+            scheduled=None if later is None else later[contract.SCHEDULED] + counted[contract.SCHEDULED],
+            executing=None,
+            retrying=None if later is None else later[contract.RETRYING] + counted[contract.RETRYING],
+            dead=None,
+            parked=parked,
+            abandoned=None if held.entries is None or held.replies.silent else counted[contract.ABANDONED],
+            deferred=None,
+            oldest_waiting_seconds=None,
+            workers=None if held.replies.silent else workers,
+        )
+
+    def _count_later(self, keys: Sequence[str]) -> Counter[str]:
+        """Tasks that are due later and that no worker has taken yet."""
+        states = (state for key in keys for _id, state in self._listed(key, _COUNTED_AT_MOST))
+        return Counter(state for state in states if state != contract.WAITING)
+
+    def _listed(self, key: str, at_most: Optional[int] = None) -> list[tuple[str, str]]:
+        """Ids and states of the tasks in a list, the next one first."""
+        found: list[tuple[str, str]] = []
+        skip, seen = 0, BATCH
+        while seen == BATCH and (at_most is None or skip < at_most):
+            seen, ids, states = self._link.run(scripts.LIST_TASKS, key, skip, BATCH)
+            found += zip(map(text, ids), map(text, states))
+            skip += seen
+        return found
+
+    def task_ids(self, queue: str, state: str, limit: int) -> contract.TaskIds:
+        ids = [known for known in self._all_ids(queue, state) if not known.startswith(CANARY_PREFIX)]
+        return contract.TaskIds(tuple(ids[:limit]), len(ids) > limit)
+
+    def _all_ids(self, queue: str, state: str) -> list[str]:
+        if state == contract.EXECUTING:
+            return [task.id for task in self.executing([queue])]
+        if state == contract.PARKED:
+            members = self._link.ask("ZRANGE", f"{scripts.OURS}parked:{queue}", 0, -1)
+            return [text(member).split("\0", 2)[2] for member in members]
+        if state in (contract.DEAD, contract.DEFERRED):
+            return []  # Celery on Redis has no such place
+        found = [held.id for held in look(self._link).in_state(queue, state)]
+        for key in lists(queue):
+            found += [known for known, its_state in self._listed(key) if its_state == state]
+        return list(dict.fromkeys(found))
+
+    def workers(self) -> list[contract.WorkerSeen]:
+        replies = ask(self._link, "stats", "active", "active_queues").require_all(self._link)
+        now = self._now()
+        active = replies.requests("active")
+        queues = {node: _names(answer) for node, answer in replies.of("active_queues").items()}
+        nodes = sorted(node for node in replies.of("stats") if node in active and node in queues)
+        counts = self._link.ask_all([("HMGET", counts_of(worker_of(node)[0]), "finished", "failed") for node in nodes])
+        return [
+            _worker(node, replies.of("stats")[node], queues[node], active[node], sum(int(c or 0) for c in count), now)
+            for node, count in zip(nodes, counts)
+        ]
+
+    def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
+        return [
+            contract.ExecutingTask(
+                id=str(request["id"]),
+                task=request.get("name"),
+                queue=queue,
+                worker=worker_of(node)[0],
+                started=request.get("time_start"),
+            )
+            for node, requests in ask(self._link, "active").require_all(self._link).requests("active").items()
+            for request in requests
+            for queue in [str((request.get("delivery_info") or {}).get("routing_key"))]
+            if queue in queues
+        ]
+
+    def pause_state(self) -> contract.PauseState:
+        return contract.PauseState(paused=False, by_person=False, owner=None, since=None, expires_in=None)
+
+    def pause(
+        self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False
+    ) -> contract.PauseResult:
+        raise PauseRefused(
+            "Celery has no pause: a worker that is told to take nothing forgets that when it restarts, and never takes "
+            "a task again when whoever told it so dies.",
+            left="Nothing was paused.",
+            next_step="Drain the workers with worker_drain, and have them take tasks again with state=running.",
+        )
+
+    def resume(self, owner: str, dry_run: bool = False) -> contract.PauseResult:
+        raise PauseRefused(
+            "Celery has no pause, so there is none to end.",
+            left="Nothing was changed.",
+            next_step="Have drained workers take tasks again with worker_drain and state=running.",
+        )
+
+    def park(
+        self,
+        queues: Sequence[str],
+        selection: contract.Selection,
+        owner: str,
+        reason: str,
+        dry_run: bool = False,
+    ) -> contract.Moved:
+        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING)
+        return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
+
+    def replay(
+        self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False
+    ) -> contract.Moved:
+        return Move(self._link, selection, (contract.PARKED,), dry_run).replay(queues)
+
+    def recover(
+        self,
+        queues: Sequence[str],
+        workers_gone: Collection[str],
+        to: str,
+        wait: contract.Wait = contract.once,
+        dry_run: bool = False,
+    ) -> list[contract.RecoveredTask]:
+        if to not in (contract.WAITING, contract.DEAD):
+            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        found = left_behind(self._link, queues, to)
+        entries = [held for held, _begun in found]
+        restored = {held.tag for held in entries} if dry_run else restore(self._link, entries)
+        return [
+            contract.RecoveredTask(
+                id=held.id,
+                task=held.task,
+                queue=held.queue,
+                worker=None,
+                to=contract.WAITING if held.state == contract.WAITING else contract.SCHEDULED,
+                started=begun,
+            )
+            for held, begun in found
+            if held.tag in restored
+        ]
+
+    def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
+        return send(self._link, queue, task, count, seconds)
+
+    def canaries(self, ids: Sequence[str]) -> list[contract.CanaryOutcome]:
+        return outcomes(self._link, ids)
+
+    def withdraw(self, queue: str, ids: Sequence[str]) -> None:
+        withdraw(self._link, queue, ids)
+
+    def _now(self) -> float:
+        seconds, micros = self._link.ask("TIME")
+        return int(seconds) + int(micros) / 1e6
+
+
+def _names(answer: Any) -> tuple[str, ...]:
+    """The queues in a worker's answer to ``active_queues``."""
+    return tuple(str(queue["name"]) for queue in answer or ())
+
+
+def _worker(
+    node: str, stats: Any, queues: tuple[str, ...], active: Sequence[Any], canaries: int, now: float
+) -> contract.WorkerSeen:
+    name, parsed, host = worker_of(node)
+    tasks = [str(request["id"]) for request in active]
+    real = [task for task in tasks if not task.startswith(CANARY_PREFIX)]
+    begun = sum(int(count) for count in stats.get("total", {}).values())
+    return contract.WorkerSeen(
+        name=name,
+        parsed=parsed,
+        queues=queues,
+        state="busy" if tasks else "idle" if queues else "suspended",
+        pid=stats.get("pid"),
+        hostname=host,
+        birth=now - float(stats["uptime"]) if "uptime" in stats else None,
+        last_heartbeat=now,
+        current_task=next(iter([*real, *tasks]), None),
+        finished=max(0, begun - len(tasks) - canaries),
+        failed=None,
+        connected=True,
+    )
