@@ -11,7 +11,7 @@ PYTEST = build/venv/bin/python -m pytest
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast faults bench lint sanity unit integration molecule core-matrix lock clean
+.PHONY: help setup demo test test-fast faults bench lint sanity unit integration molecule core-matrix engine-table lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
@@ -56,6 +56,9 @@ molecule: setup ## Run one Molecule scenario: SCENARIO=default
 
 core-matrix: setup-fast ## Run the demo's plays with each supported ansible-core that this machine has a Python for
 	@$(PYTEST) -m matrix
+
+engine-table: setup-fast ## Write what each engine can do into docs/engines.md
+	@build/venv/bin/python -m tools.engine_table
 
 lock: ## Pin the dependencies anew
 	@tools/python -m tools.lock

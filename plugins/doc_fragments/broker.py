@@ -11,7 +11,7 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   engine:
-    description: The queue library. This version knows V(rq).
+    description: The queue library. This version knows V(celery) and V(rq), both on Redis.
     type: str
     required: true
   broker_url:
@@ -34,7 +34,7 @@ options:
     default: 120.0
 requirements:
   - Python 3.9 or newer on the machine that talks to the broker.
-  - The Python package C(redis) there, for O(engine=rq).
+  - The Python package C(redis) there.
 notes:
   - Runs on any machine that reaches the broker, usually the controller (C(delegate_to=localhost)).
 """

@@ -62,8 +62,8 @@ workers:
   description: >-
     The registered workers. C(name), C(parsed) (C(pool), C(release), C(host), C(index), C(pid), or null),
     C(queues), C(state),
-    C(pid), C(hostname), C(birth) and C(last_heartbeat) (epoch seconds), C(current_task), C(finished), C(failed),
-    C(connected).
+    C(pid), C(hostname), C(birth) and C(last_heartbeat) (epoch seconds), C(current_task), C(finished), C(failed) (null
+    where the engine doesn't count failures), C(connected).
   type: list
   elements: dict
   returned: success
@@ -83,10 +83,14 @@ paused:
   sample: {"paused": false, "by_person": false, "owner": null, "since": null, "expires_in": null}
 capabilities:
   description: >-
-    What this engine's mechanisms are like, for example what SIGKILL does to an executing task (C(kill_effect)).
+    What this engine's mechanisms are like. C(pause_scope) (V(process), V(queue), V(broker) or V(none)),
+    C(pause_survives_worker_restart), C(pause_survives_broker_restart), C(quiet_can_be_undone),
+    C(uncountable_states) (the states that are null), C(counts_failures), C(kill_effect) (what SIGKILL does to an
+    executing task, which it V(loses), V(repeats) or V(sticks)), C(stuck_seconds) (until what a killed worker had
+    taken comes back by itself, or null), C(unknown_task) (V(dead), V(lost), V(retried) or V(done)).
   type: dict
   returned: success
-  sample: {"pause_scope": "broker", "kill_effect": "sticks", "unknown_task": "dead"}
+  sample: {"pause_scope": "broker", "uncountable_states": [], "kill_effect": "sticks", "unknown_task": "dead"}
 server:
   description: The broker. C(version), C(role), C(uptime) (seconds), C(time) (epoch seconds).
   type: dict

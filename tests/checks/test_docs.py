@@ -14,6 +14,7 @@ import yaml
 
 from tests.support.environment import ansible_environment
 from tools.common import CHECKOUT, VENV, run
+from tools.engine_table import DOCUMENT, with_table
 
 DOCUMENTS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("**/*.md")])
 MODULES = sorted((CHECKOUT / "plugins" / "modules").glob("*.py"))
@@ -75,6 +76,11 @@ def test_command_exists(text: str) -> None:
             assert f'"{command}":' in program, line
             known += 1
     assert known, "a block of commands in which this test knows none"
+
+
+def test_engines_are_told_as_the_code_has_them() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert document == with_table(document), "type: make engine-table"
 
 
 def test_examples_of_all_modules_are_taken(tmp_path: Path) -> None:

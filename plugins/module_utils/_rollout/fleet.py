@@ -153,13 +153,13 @@ def require_free(states: Mapping[str, Answer], dead_runs: Collection[str], kind:
 
 
 def require_unpaused(broker: Mapping[str, Any]) -> None:
-    """Refuse to deploy while somebody has paused the workers: new ones could not prove anything, and with RQ not start.
+    """Refuse to deploy while somebody has paused the workers: new ones could prove nothing, or not even start.
 
     :raises BadInput: names who paused.
     """
     paused = broker.get("paused") or {}
     if paused.get("paused"):
-        who = "a person (`rq suspend`, for example)" if paused.get("by_person") else str(paused.get("owner"))
+        who = "a person, by the engine's own means" if paused.get("by_person") else str(paused.get("owner"))
         raise BadInput(
             f"The workers are paused by {who}, so a new release could not prove that it works.",
             left="Nothing was changed, and the pause stays.",
