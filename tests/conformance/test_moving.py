@@ -209,8 +209,8 @@ def kill_in_the_middle(bench: Bench, verb: str, far_enough: Callable[[], bool]) 
 
 
 def test_a_mover_that_is_killed_loses_nothing_and_a_second_run_finishes(engine: Engine, bench: Bench) -> None:
-    ids = bench.fill("mail", 6_000)
-    due = bench.enqueue("mail", 6_000, 0, delay=3600)
+    ids = bench.fill("mail", 3_000)
+    due = bench.enqueue("mail", 3_000, 0, delay=3600)
     everyone = Counter([*ids, due])
 
     def parked() -> int:
@@ -222,14 +222,14 @@ def test_a_mover_that_is_killed_loses_nothing_and_a_second_run_finishes(engine: 
         return Counter(known for state in states for known in engine.task_ids("mail", state, 10_000).ids)
 
     kill_in_the_middle(bench, "park", lambda: parked() > 100)
-    assert 0 < parked() < 6_001
+    assert 0 < parked() < 3_001
     assert places() == everyone
     engine.park(["mail"], ALL, "ana", "")
-    assert (parked(), bench.order("mail")) == (6_001, [])
+    assert (parked(), bench.order("mail")) == (3_001, [])
     assert places() == everyone
 
     kill_in_the_middle(bench, "replay", lambda: len(bench.order("mail")) > 100)
-    assert 0 < parked() < 6_001
+    assert 0 < parked() < 3_001
     assert places() == everyone
     engine.replay(["mail"], ONLY_PARKED)
     assert [known for known in bench.order("mail") if known != due] == ids

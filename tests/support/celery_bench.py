@@ -40,7 +40,8 @@ class Workers(Bench):
         self.send_many(queue, {known_as: call})
 
     def send_many(self, queue: str, calls: dict[str, Call]) -> None:
-        with Celery(broker=self.url, set_as_current=False) as app, app.connection_for_write() as connection:
+        app = Celery(broker=self.url, set_as_current=False)
+        with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
             for known_as, call in calls.items():
                 app.send_task(
                     call.task,
@@ -50,7 +51,7 @@ class Workers(Bench):
                     countdown=call.delay or None,
                     # In Redis the lower number goes first.
                     priority=0 if call.urgent else 6,
-                    connection=connection,
+                    producer=producer,
                 )
 
     def is_settled(self, queue: str) -> bool:

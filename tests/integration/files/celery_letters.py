@@ -1,0 +1,20 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A Celery app as a pool runs it: named by the variable ``APP``, with a task that tells whether the release works."""
+
+from __future__ import annotations
+
+import os
+
+import ledger_tasks  # type: ignore[import-not-found]  # stands beside this file in a release
+from celery import Celery
+
+app = Celery("celery_letters")
+app.task(name="ledger_tasks.work")(ledger_tasks.work)
+
+
+@app.task(name="celery_letters.check")
+def check() -> None:
+    """Fail in a release that can't work."""
+    if os.environ.get("MODE") == "bad":
+        raise RuntimeError("this release can't work, as it is meant to")

@@ -1,0 +1,103 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks with a Celery app on a real host: a good release, a bad one, the way back, and the ledger."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
+from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine, worker_defaults
+
+from tests.demo.evidence import live_workers
+from tests.demo.playbooks import Played, play
+from tests.demo.stand import HOSTS, QUEUE, Stand, a_stand
+from tests.support.builds import LEDGER_TASKS
+from tests.support.celery_bench import Workers
+from tests.support.ledger import balance
+from tests.support.servers import wait_for
+
+APP = Path(__file__).resolve().parent / "files" / "celery_letters.py"
+# What Celery imports; what is missing here is among the libraries that the demo's app has.
+LIBRARIES = (
+    "amqp", "billiard", "celery", "click", "click_didyoumean", "click_plugins", "click_repl", "dateutil", "kombu",
+    "packaging", "prompt_toolkit", "redis", "six.py", "typing_extensions.py", "tzlocal", "vine",
+    "wcwidth",
+)  # fmt: skip
+SECONDS = 60.0
+TASKS = 20
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    """A broker, hosts, a build of the app, and Celery where the workers' user can read it."""
+    with a_stand() as started:
+        build = started.folder / "builds" / "letters"
+        build.mkdir(parents=True)
+        for path in (APP, LEDGER_TASKS):
+            shutil.copy(path, build)
+        installed = Path(sysconfig.get_path("purelib"))
+        for name in LIBRARIES:
+            source, target = installed / name, started.folder / "celery" / name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+        for path in installed.glob("celery-*.dist-info"):
+            shutil.copytree(path, started.folder / "celery" / path.name)
+        yield started
+
+
+def deploy(stand: Stand, folder: Path, version: str, **environment: str) -> Played:
+    """Deploy a version to one host with two workers, by the engine's own command but for where Celery is."""
+    _program, *words = worker_defaults("celery").command
+    variables: dict[str, Any] = {
+        "pool_hosts": HOSTS[0],
+        "pool_engine": "celery",
+        "pool_version": version,
+        "pool_source": {"directory": str(stand.folder / "builds" / "letters")},
+        "pool_command": [stand.python, "-m", "celery", *words, "--concurrency=1"],
+        "pool_config": [],
+        "pool_env": {
+            "APP": "celery_letters",
+            "LEDGER_URL": stand.ledger_url,
+            "PYTHONPATH": f"{stand.folder}/celery:{stand.libraries}",
+            **environment,
+        },
+        "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": "celery_letters.check"},
+        "pool_drain": {"timeout": SECONDS, "on_timeout": "abort"},
+    }
+    return play(stand, folder, f"deploy-{version}", "deploy", **variables)
+
+
+def versions(stand: Stand) -> list[str]:
+    """The versions that run, one for each worker."""
+    return sorted(environment["BACKSTEP_VERSION"] for environment in live_workers(stand).values())
+
+
+def test_a_bad_release_goes_back_and_no_task_is_lost(stand: Stand, tmp_path: Path) -> None:
+    producer = Workers(stand.broker_url, tmp_path)
+    with open_engine("celery", stand.broker_url, 10.0) as engine:
+        assert deploy(stand, tmp_path, "1").status == 0
+        good = release_of_two_workers(engine)
+        for number in range(TASKS):
+            producer.enqueue(QUEUE, number, 0.5)
+        second = deploy(stand, tmp_path, "2", MODE="bad")
+        assert second.status != 0
+        assert "the canary task failed" in second.output
+        wait_for("only the good release runs", lambda: versions(stand) == ["1", "1"], SECONDS)
+        assert release_of_two_workers(engine) == good
+        wait_for("everything is done", lambda: producer.finished() == TASKS, SECONDS)
+        found = balance(engine, stand.ledger_url, [QUEUE])
+    assert (found.balanced, found.counts()["finished"], found.counts()["duplicated"]) == (True, TASKS, 0)
+
+
+def release_of_two_workers(engine: Engine) -> str:
+    """The release that both workers have in their names."""
+    workers = [worker for worker in engine.workers() if worker.queues == (QUEUE,)]
+    (release,) = {worker.parsed.release for worker in workers if worker.parsed}
+    assert len(workers) == 2
+    return release
