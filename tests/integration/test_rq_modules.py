@@ -188,5 +188,5 @@ def test_input_that_cannot_be_used_is_refused(play: Play, client: redis.Redis, e
     assert all(result["failed"] for result in results)
     codes = [result.get("error", {}).get("code") for result in results]
     assert codes == ["bad_input"] * 3 + [None] + ["bad_input"] * 4
-    assert "knows: rq" in results[0]["msg"]
+    assert "knows: celery, rq" in results[0]["msg"]
     assert engine.pause_state().by_person

@@ -55,7 +55,6 @@ class Replies:
         requests = (some for kind in kinds for some in self.requests(kind).values())
         return {str(request["id"]) for some in requests for request in some}
 
-
     def require_all(self, link: RedisLink) -> Replies:
         """Themselves, when everybody has answered.
 

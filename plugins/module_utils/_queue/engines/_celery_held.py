@@ -53,20 +53,12 @@ def look(link: RedisLink, *more: str, **arguments: object) -> Holdings:
         return Holdings(None, replies, frozenset())
     stored, taken = link.ask_all([("HGETALL", "unacked"), ("ZRANGE", "unacked_index", 0, -1)])
     place = {text(tag): number for number, tag in enumerate(taken)}
-    entries = [read_held(text(tag), value) for tag, value in _pairs(stored)]
+    entries = [read_held(text(tag), value) for tag, value in stored.items()]
     entries.sort(key=lambda held: place.get(held.tag, len(place)))
     known = replies.held()
     # Only what was held before the workers were asked: the rest may have been taken after they had answered.
     nobodys = (held.tag for held in entries if held.tag in before and held.id not in known)
     return Holdings(entries, replies, frozenset() if replies.silent else frozenset(nobodys))
-
-
-def _pairs(stored: object) -> list[tuple[bytes, bytes]]:
-    """A hash as Redis clients give it: a mapping, or a flat list."""
-    if isinstance(stored, dict):
-        return list(stored.items())
-    assert isinstance(stored, list)  # noqa: S101
-    return list(zip(stored[::2], stored[1::2]))
 
 
 def left_behind(link: RedisLink, queues: Sequence[str], to: str) -> list[tuple[Held, bool]]:
