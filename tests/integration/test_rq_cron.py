@@ -17,8 +17,8 @@ import redis
 from tests.integration.local_pool import PYTHON, LocalPool
 from tests.support.environment import WHEELHOUSE
 from tests.support.local_hosts import MARK, LocalHost, local_hosts
-from tests.support.rq_bench import wait_for
 from tests.support.schedulers import watched
+from tests.support.servers import wait_for
 
 SCHEDULE = Path(__file__).resolve().parent / "files" / "schedule.py"
 # As in the schedule.

@@ -12,7 +12,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.steps impor
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import StaleToken, StepOutOfOrder
 
 from tests.integration.local_pool import TERMS, LocalPool
-from tests.support.rq_bench import wait_for
+from tests.support.servers import wait_for
 
 # More than it takes to come from the switch to the middle of the confirmation.
 SECONDS = 20.0

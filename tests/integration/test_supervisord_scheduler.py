@@ -26,8 +26,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args i
 
 from tests.integration.local_pool import PYTHON, TERMS, LocalPool
 from tests.support.local_hosts import MARK, LocalHost, local_hosts
-from tests.support.rq_bench import wait_for
 from tests.support.schedulers import Seen, at_work, watched
+from tests.support.servers import wait_for
 
 SCHEDULER = Path(__file__).resolve().parent / "files" / "scheduler.py"
 PERIOD = 4.0
