@@ -71,6 +71,8 @@ def test_what_executes_is_told_with_its_worker_and_its_start(engine: Engine, ben
     began = time.time()
     ids = [bench.enqueue("mail", number, 60) for number in (1, 2)]
     wait_for("both execute", lambda: len(engine.executing(["mail"])) == 2)
+    # An engine may list a task as begun a moment before its worker says so of itself.
+    wait_for("both workers say so", lambda: all(worker.current_task for worker in engine.workers()))
     found = engine.executing(["mail"])
     assert {task.worker for task in found} == set(names)
     assert sorted(task.id for task in found) == ids
