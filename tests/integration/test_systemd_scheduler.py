@@ -79,6 +79,7 @@ def test_it_goes_and_comes_back_with_the_release(pool: Pool) -> None:
     assert f"scheduler none here; it belongs on {pool.workers[0].name}" in other
 
 
+@pytest.mark.thorough
 def test_one_that_crashes_at_its_start_takes_every_host_back(pool: Pool) -> None:
     good = on_last_good(pool)
     host = pool.workers[0].name
@@ -89,6 +90,7 @@ def test_one_that_crashes_at_its_start_takes_every_host_back(pool: Pool) -> None
     wait_scheduled_by(good)
 
 
+@pytest.mark.thorough
 def test_it_does_not_move_in_one_rollout_and_only_to_a_host_of_the_pool(pool: Pool) -> None:
     first, other = (host.name for host in pool.workers)
     before = at_work(MARK, WORDS)
