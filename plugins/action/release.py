@@ -29,6 +29,9 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.host_action impor
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_program import build_host_program
 from ansible_collections.backstep.workers.plugins.plugin_utils.sources import Source, prepare_source, unusable
 
+_REPORTERS = Path(__file__).resolve().parents[2] / "roles" / "pool" / "files" / "reporters"
+# Below ``config``: Backstep's own files in a release.
+_OURS = "backstep"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DOWNLOAD_SECONDS = 60
 
@@ -93,6 +96,9 @@ class ActionModule(HostAction):
         """The module's arguments: everything rendered, and the id that follows from it."""
         defaults = worker_defaults(params["engine"])
         config = [self._rendered(item, variables) for item in params["config"]]
+        if defaults.reporter:
+            text = (_REPORTERS / defaults.reporter).read_text(encoding="utf-8")
+            config.append(_file(f"{_OURS}/{defaults.reporter}", "0640", text))
         environment = {str(name): _plain(name, value) for name, value in params["env"].items()}
         command = params["command"] or list(defaults.command)
         broker = without_secrets(params["broker_url"])
@@ -111,6 +117,7 @@ class ActionModule(HostAction):
         }
         # Only where it says something, so that a release without one keeps the id that it had before there were any.
         sealed = {
+            "extends": list(defaults.extends),
             "barrier": params["rollback_barrier"].strip(),
             "hooks": hooks_of(params["hooks"]),
             "scheduler": scheduler_of(params["scheduler"]),
@@ -126,6 +133,7 @@ class ActionModule(HostAction):
                 "identity": identity,
                 "broker": broker,
                 "broker_variable": defaults.broker_variable,
+                "extends": sealed["extends"],
                 "program_digest": hashlib.sha256(build_host_program()).hexdigest(),
                 "bytes": source.size,
             },
@@ -135,6 +143,8 @@ class ActionModule(HostAction):
         dest = Path(item["dest"])
         if dest.is_absolute() or ".." in dest.parts or str(dest) in (".", "environment"):
             raise BadInput(f"pool_config: dest '{dest}' has to be a path below config.", left="Nothing was changed.")
+        if dest.parts[0] == _OURS:
+            raise BadInput(f"pool_config: dest '{dest}' is where Backstep's files lie.", left="Nothing was changed.")
         if not re.fullmatch(r"0?[0-7]{3}", item["mode"]) or int(item["mode"], 8) & 0o022:
             raise BadInput(
                 f"pool_config: mode '{item['mode']}' of {dest} has to be octal digits that let nobody else write.",
@@ -143,8 +153,7 @@ class ActionModule(HostAction):
         if (item["src"] is None) == (item["content"] is None):
             raise BadInput(f"pool_config: {item['dest']} needs either src or content.", left="Nothing was changed.")
         text = item["content"] if item["src"] is None else self._template(item["src"], variables)
-        content = base64.b64encode(text.encode("utf-8")).decode("ascii")
-        return {"dest": str(dest), "mode": item["mode"].zfill(4), "content": content}
+        return _file(str(dest), item["mode"].zfill(4), text)
 
     def _template(self, src: str, variables: dict[str, Any]) -> str:
         path = Path(src).expanduser().absolute()
@@ -157,6 +166,11 @@ class ActionModule(HostAction):
             raise BadInput(
                 f"pool_config: the template {path} can't be rendered: {error.message}", left="Nothing was changed."
             ) from None
+
+
+def _file(dest: str, mode: str, text: str) -> dict[str, str]:
+    """A file of the release's config as the module expects it."""
+    return {"dest": dest, "mode": mode, "content": base64.b64encode(text.encode("utf-8")).decode("ascii")}
 
 
 def _digest(text: str) -> str:

@@ -55,6 +55,7 @@ RELEASE_OPTIONS: dict[str, Any] = {
             "identity": {"type": "dict"},
             "broker": {"type": "str"},
             "broker_variable": {"type": "str"},
+            "extends": {"type": "list", "elements": "str", "default": []},
             "archive": {"type": "str"},
             "program": {"type": "str"},
             "program_digest": {"type": "str"},
@@ -121,6 +122,7 @@ def spec_of(params: dict[str, Any]) -> Spec:
         barrier=params["rollback_barrier"].strip(),
         hooks=hooks_of(params["hooks"]),
         scheduler=scheduler_of(params["scheduler"]),
+        extends=prepared["extends"],
     )
 
 

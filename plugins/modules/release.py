@@ -185,6 +185,11 @@ options:
       broker_variable:
         description: The variable in which the engine's worker expects the URL.
         type: str
+      extends:
+        description: What is put before the values of variables, each a name, a separator of one character and a text.
+        type: list
+        elements: str
+        default: []
       archive:
         description: Where the packed source lies on the host.
         type: str

@@ -49,13 +49,13 @@ def test_canaries_reach_a_new_worker_among_many_old_ones(engine: Engine, bench: 
 def test_a_canary_that_another_trial_takes_back_is_proof(engine: Engine, bench: Bench) -> None:
     name = bench.start(f"{PREFIX}/1", ["mail"])
     theirs = engine.send_canary("mail", engine.default_canary, 1, 60)
-    wait_for("their canary is done", lambda: engine.workers()[0].finished == 1)
+    wait_for("their canary is done", lambda: engine.canaries(theirs)[0].state == "finished")
     subject = Trial("mail", RELEASE, "w1", (("mail",),), [process(name)], engine.default_canary, 15.0)
 
     def wait(predicate: Callable[[], bool]) -> bool:
-        decided = predicate()
+        predicate()
         engine.withdraw("mail", theirs)
-        return decided
+        return wait_for("it is decided", predicate)
 
     seen = Proof(engine, subject).run(wait)
     assert [(worker.finished, worker.proven) for worker in seen.workers] == [(0, True)]

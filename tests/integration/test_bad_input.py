@@ -170,6 +170,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["no_such_variable"],
     ),
     "config outside": ({"pool_config": [{"content": "x", "dest": "../x"}]}, ["has to be a path below config"]),
+    "config of ours": ({"pool_config": [{"content": "x", "dest": "backstep/x"}]}, ["where Backstep's files lie"]),
     "config open to all": (
         {"pool_config": [{"content": "x", "dest": "x", "mode": "0666"}]},
         ["mode '0666' of x", "nobody else write"],

@@ -109,10 +109,27 @@ def test_without_anybody_who_knows_a_task_nothing_is_put_back_that_may_have_begu
 ) -> None:
     name = hold(engine, workers, LATE)
     workers.kill(name)
+    client.delete(f"backstep:celery:executing:{name}")
     assert engine.recover(QUEUES, [name], "dead") == []
     assert client.hlen("unacked") == 1
     assert [task.id for task in engine.recover(QUEUES, [name], "waiting")] == ["task-1"]
     assert not client.exists("unacked", "unacked_index")
+
+
+def test_what_a_dead_worker_said_that_it_executes_comes_back_as_begun(
+    engine: Engine, workers: Workers, client: redis.Redis
+) -> None:
+    """Unlike what another one executes that listens no more."""
+    name = hold(engine, workers, LATE)
+    other = workers.start("mail/1.0-a/w1/2", ["reports"])
+    workers.enqueue("reports", 2, 60, task=LATE)
+    wait_for("it executes too", lambda: workers.executions(2) == (1, 0))
+    workers.signal(other, signal.SIGTERM)
+    workers.kill(name)
+    wait_for("nobody listens", lambda: engine.workers() == [])
+    (task,) = engine.recover(["mail", "reports"], [name], "dead")
+    assert (task.id, task.worker, task.to, task.started) == ("task-1", name, "waiting", True)
+    assert engine.recover(["mail", "reports"], [name], "dead") == []
 
 
 def test_a_silent_worker_makes_what_it_holds_unknown(workers: Workers, redis_url: str) -> None:
@@ -189,3 +206,40 @@ def test_what_is_no_message_is_left_where_it_is(engine: Engine, client: redis.Re
     assert engine.task_ids("mail", WAITING, 10).ids == ()
     assert engine.park(QUEUES, Selection(states=(WAITING,)), "ana", "").count == 0
     assert client.lrange("mail", 0, -1) == junk
+
+
+def test_failed_tasks_are_counted_by_the_worker_s_reporter(
+    engine: Engine, workers: Workers, client: redis.Redis
+) -> None:
+    name = workers.start(NAME, QUEUES)
+    wait_for("it counts", lambda: [(worker.finished, worker.failed) for worker in engine.workers()] == [(0, 0)])
+    for number in range(3):
+        workers.enqueue("mail", number, 0)
+    workers.enqueue("mail", 3, task="ledger_tasks.fail")
+    canary = engine.send_canary("mail", "ledger_tasks.fail", 1, 60)
+    wait_for("everything has ended", lambda: engine.canaries(canary)[0].state == "failed")
+    wait_for("it is counted", lambda: (engine.workers()[0].finished, engine.workers()[0].failed) == (3, 1))
+    client.delete(f"backstep:celery:counts:{name}")
+    engine.withdraw("mail", canary)
+    (worker,) = engine.workers()
+    assert (worker.finished, worker.failed) == (4, None)
+
+
+def test_a_reporter_that_may_not_write_fails_no_task(
+    engine: Engine, workers: Workers, client: redis.Redis, tmp_path: Path
+) -> None:
+    client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">s3cret", "~[^b]*", "&*", "+@all")
+    narrow = Workers(workers.url.replace("redis://", "redis://narrow:s3cret@"), tmp_path)
+    try:
+        narrow.start(NAME, QUEUES)
+        workers.enqueue("mail", 1, 0)
+        workers.enqueue("mail", 2, task="ledger_tasks.fail")
+        wait_for("both have ended", lambda: engine.workers()[0].finished == 2)
+    finally:
+        narrow.stop_all()
+        client.execute_command("ACL", "DELUSER", "narrow")
+    assert workers.executions(1) == (1, 1)
+    (log,) = tmp_path.glob("*.log")
+    said = log.read_text("utf-8")
+    assert said.count("Nothing is told for") >= 1
+    assert "s3cret" not in said

@@ -18,8 +18,11 @@ import redis
 from tests.support.ledger import ENQUEUED, task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.servers import wait_for
+from tools.common import CHECKOUT
 
 SUPPORT = Path(__file__).resolve().parent
+# What a release of the engine's gets into it, for the worker to load.
+REPORTERS = CHECKOUT / "roles" / "pool" / "files" / "reporters"
 TASK = "ledger_tasks.work"
 UNKNOWN_TASK = "app.tasks.unknown"
 # Celery's pool now and then waits half a minute for an answer that its main process gives no more (seen with 5.7).
@@ -87,7 +90,7 @@ class Bench(ABC):
                 [self._python, *self.command(prefix, queues, options)],
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **self.environment(), "LEDGER_URL": self.ledger_url, "PYTHONPATH": str(SUPPORT)},
+                env={**os.environ, "PYTHONPATH": str(SUPPORT), "LEDGER_URL": self.ledger_url, **self.environment()},
                 start_new_session=True,
             )
         name = f"{prefix}/{worker.pid}"

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import redis
 from celery import Celery
 
-from tests.support.bench import Bench, Call
+from tests.support.bench import REPORTERS, SUPPORT, Bench, Call
 
 # Keeps its process id: the worker's name ends in it, as the names that Backstep gives do.
 _START = (
     "import os, sys; from celery.__main__ import main;"
-    "sys.argv = ['celery', '-A', 'celery_app', 'worker', f'--hostname={sys.argv[1]}/{os.getpid()}@%h', *sys.argv[2:]];"
+    "os.environ['BACKSTEP_WORKER'] = name = f'{sys.argv[1]}/{os.getpid()}';"
+    "sys.argv = ['celery', '-A', 'celery_app', 'worker', f'--hostname={name}@%h', *sys.argv[2:]];"
     "main()"
 )
 
@@ -27,11 +28,11 @@ class Workers(Bench):
 
     def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
         # Without asking its neighbours first, which takes a second of each start.
-        given = ["--concurrency=1", "--loglevel=INFO", "--without-mingle", *options]
+        given = ["--concurrency=1", "--loglevel=INFO", "--without-mingle", "--include=backstep_celery", *options]
         return ["-c", _START, prefix, f"--queues={','.join(queues)}", *given]
 
     def environment(self) -> dict[str, str]:
-        return {"CELERY_BROKER_URL": self.url}
+        return {"CELERY_BROKER_URL": self.url, "PYTHONPATH": f"{SUPPORT}:{REPORTERS}"}
 
     def is_up(self, name: str, log: str) -> bool:
         return " ready." in log

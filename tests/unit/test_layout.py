@@ -4,15 +4,22 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from ansible_collections.backstep.workers.plugins.module_utils._host import launch
 from ansible_collections.backstep.workers.plugins.module_utils._host.layout import (
     Layout,
     Pool,
     Spec,
     environment_file,
     expand_command,
+    programs,
     read_link,
     worker_environment,
 )
@@ -48,6 +55,30 @@ def test_a_command_is_filled_in_and_the_worker_s_name_is_left_to_the_launcher() 
     home = "/opt/backstep/mail/releases/1.0-aaaaaaaa"
     expected = ["rq", "--name", "{worker}", f"--in={home}/app", f"{home}/config/x", home, "--q=high,low", "high", "low"]
     assert expand_command(SPEC.command, SPEC.id, LAYOUT, ["high", "low"]) == expected
+
+
+def test_a_variable_is_extended_by_a_path_of_the_release() -> None:
+    extended = replace(SPEC, extends=["RUBYOPT -r{config}/backstep/reporter.rb"])
+    expected = "--extend=RUBYOPT -r/opt/backstep/mail/releases/1.0-aaaaaaaa/config/backstep/reporter.rb"
+    assert all(program.options[-1] == expected for program in programs(extended, POOL, LAYOUT))
+
+
+@pytest.mark.parametrize(
+    ("before", "extension", "after"),
+    [
+        ({}, "BETTER:/a:/b", "/a:/b"),
+        ({"BETTER": "/c"}, "BETTER:/a", "/a:/c"),
+        ({"BETTER": "-W0"}, "BETTER -r/x/y.rb", "-r/x/y.rb -W0"),
+        ({"BETTER": ""}, "BETTER:/a", "/a"),
+    ],
+)
+def test_the_launcher_puts_an_extension_before_what_is_there(
+    before: dict[str, str], extension: str, after: str
+) -> None:
+    command = [sys.executable, launch.__file__, "--worker", "mail/1/w1/1", f"--extend={extension}", "--", "printenv"]
+    environment = {**os.environ, **before}
+    done = subprocess.run([*command, "BETTER"], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == f"{after}\n"
 
 
 def test_braces_of_the_user_s_own_stay() -> None:

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Starts one worker process: stands in the release's ``unit`` directory and is sealed with it.
 
-Usage: ``launch.py [--environment FILE]... [--user NAME] --worker PREFIX [--lock FILE] -- COMMAND...``. Gives the worker
-a name that ends with its process id, then becomes the command (same process id). Under systemd the unit sets user and
-environment; under supervisord this program does, so that secrets stay in root-only files and out of supervisord's own.
-With ``--lock`` it first waits until nobody else holds the lock on that file. The command inherits it, so that the
-kernel lets go of it in the moment in which the command ends, however that comes.
+Usage: ``launch.py [--environment FILE]... [--user NAME] --worker PREFIX [--extend=EXTENSION]... [--lock FILE] --
+COMMAND...``. Gives the worker a name that ends with its process id, then becomes the command (same process id). Under
+systemd the unit sets user and environment; under supervisord this program does, so that secrets stay in root-only files
+and out of supervisord's own. An extension (a variable's name, a separator of one character, and a text) is put before
+what the variable says already. With ``--lock`` it first waits until nobody else holds the lock on that file. The
+command inherits it, so that the kernel lets go of it in the moment in which the command ends, however that comes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import fcntl
 import os
 import pwd
+import re
 import shlex
 
 
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--environment", action="append", default=[])
     parser.add_argument("--user", default="")
     parser.add_argument("--worker", required=True)
+    parser.add_argument("--extend", action="append", default=[])
     parser.add_argument("--lock", default="")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
@@ -32,6 +35,10 @@ def main() -> None:
             for word in shlex.split(stream.read()):
                 name, value = word.split("=", 1)
                 os.environ[name] = value
+    for extension in options.extend:
+        name = extension[: re.search(r"\W|$", extension).start()]  # type: ignore[union-attr]  # it always matches
+        separator, text = extension[len(name)], extension[len(name) + 1 :]
+        os.environ[name] = separator.join(filter(None, (text, os.environ.get(name))))
     if options.user and os.geteuid() == 0:
         entry = pwd.getpwnam(options.user)
         os.initgroups(options.user, entry.pw_gid)

@@ -63,6 +63,8 @@ class Spec:
     :param hooks: its commands by step, each with ``command``, ``timeout``, ``where`` and ``chdir``.
     :param scheduler: the process that runs its schedule: ``command`` (as for workers), ``host`` (the one that runs it,
         by its name in the inventory) and ``period`` (seconds); empty when it has none.
+    :param extends: what is put before the values of environment variables: each a name, a separator of one character,
+        and the text, with ``{config}`` left in.
     """
 
     id: str
@@ -79,6 +81,7 @@ class Spec:
     barrier: str = ""
     hooks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
+    extends: list[str] = field(default_factory=list)
     schema: int = RELEASE_SCHEMA
 
     @property
@@ -151,6 +154,7 @@ def programs(spec: Spec, pool: Pool, layout: Layout) -> list[Program]:
     for index, queues in spec.instances:
         environment = worker_environment(spec, pool, layout, index, queues)
         options = ["--worker", environment.pop("BACKSTEP_WORKER")]
+        options += [f"--extend={fill_in(extension, spec.id, layout)}" for extension in spec.extends]
         command = expand_command(spec.command, spec.id, layout, queues)
         found.append(Program(index, queues, options, command, environment))
     if spec.scheduler.get("host") == pool.host:

@@ -19,6 +19,12 @@ class WorkerDefaults(NamedTuple):
     """``{app}``, ``{worker}`` and ``{queues}`` are filled in on the host."""
     broker_variable: str
     """The environment variable in which the worker expects the broker's URL, which must never be an argument."""
+    reporter: str = ""
+    """The file, of those in ``roles/pool/files/reporters``, that tells of a worker from within. Each release gets it as
+    ``{config}/backstep/<file>``. Empty when the engine's own workers tell enough."""
+    extends: tuple[str, ...] = ()
+    """Environment variables that have the worker load the reporter: the name, a separator of one character, and what is
+    put before the value that the variable has already."""
 
 
 class _Entry(NamedTuple):
@@ -48,7 +54,13 @@ ENGINES = {
         _celery,
         # The app is named by the variable APP. The host in the name tells the processes of two containers apart.
         WorkerDefaults(
-            ("{app}/venv/bin/celery", "worker", "--hostname={worker}@%h", "--queues={queues}"), "CELERY_BROKER_URL"
+            command=(
+                "{app}/venv/bin/celery", "worker", "--hostname={worker}@%h", "--queues={queues}",
+                "--include=backstep_celery",
+            ),
+            broker_variable="CELERY_BROKER_URL",
+            reporter="backstep_celery.py",
+            extends=("PYTHONPATH:{config}/backstep",),
         ),
     ),
     "rq": _Entry(

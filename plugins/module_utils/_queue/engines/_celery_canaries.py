@@ -28,7 +28,7 @@ def _end_of(known_as: str) -> str:
     return f"{scripts.OURS}canary:{known_as}"
 
 
-def counts_of(worker: str) -> str:
+def canaries_of(worker: str) -> str:
     """The key that says how many canaries of a worker its own counts contain, by ``finished`` and ``failed``."""
     return f"{scripts.OURS}canaries:{worker}"
 
@@ -99,5 +99,5 @@ def withdraw(link: RedisLink, queue: str, ids: Sequence[str]) -> None:
     for outcome in outcomes(link, ids):
         end = _end_of(outcome.id)
         ended = outcome.worker and outcome.state in ("finished", "failed")
-        counts = counts_of(outcome.worker) if outcome.worker and ended else ""
+        counts = canaries_of(outcome.worker) if outcome.worker and ended else ""
         link.run(scripts.WITHDRAW, queue, end, _BINDINGS, binding(end), counts, outcome.state)

@@ -61,20 +61,36 @@ def look(link: RedisLink, *more: str, **arguments: object) -> Holdings:
     return Holdings(entries, replies, frozenset() if replies.silent else frozenset(nobodys))
 
 
-def left_behind(link: RedisLink, queues: Sequence[str], to: str) -> list[tuple[Held, bool]]:
+def begun_by(link: RedisLink, workers: Collection[str]) -> dict[str, str]:
+    """The tasks that workers were executing by their own last word, and which of them each: ids to names.
+
+    Only a worker with Backstep's reporter says so.
+    """
+    names = sorted(workers)
+    told = link.ask_all([("HKEYS", f"{scripts.OURS}executing:{name}") for name in names])
+    return {text(known): name for name, ids in zip(names, told) for known in ids}
+
+
+def left_behind(
+    link: RedisLink, queues: Sequence[str], to: str, begun_by_gone: Collection[str]
+) -> list[tuple[Held, bool]]:
     """What can be put back: nobody's, in the order in which it was taken; and whether it may have been begun.
 
     A worker that is about to go listens no more, but may still execute a task that it acknowledges late. Such tasks are
     only put back when they are to run again at all costs; Celery itself brings them back after its visibility time-out.
 
     :param to: ``waiting`` to have everything run again, or else ``dead``.
+    :param begun_by_gone: ids of tasks that were executed by workers that are proven dead.
     :raises BrokerUnreachable: a worker is silent, so that what it holds is unknown.
     """
     found = look(link, "registered", registered={"taskinfoitems": ["acks_late"]})
     found.replies.require_all(link)
     mine = [held for held in found.entries or () if held.queue in queues and held.tag in found.nobodys]
-    judged = [(held, held.state == WAITING and not _is_early(found.replies, held.task)) for held in mine]
-    return [(held, begun) for held, begun in judged if to == WAITING or not begun]
+    judged = [
+        (held, held.id in begun_by_gone or (held.state == WAITING and not _is_early(found.replies, held.task)))
+        for held in mine
+    ]
+    return [(held, begun) for held, begun in judged if to == WAITING or not begun or held.id in begun_by_gone]
 
 
 def _is_early(replies: Replies, task: Optional[str]) -> bool:

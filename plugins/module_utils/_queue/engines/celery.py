@@ -6,15 +6,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from ..._rollout.errors import BadInput, PauseRefused
 from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, Engine
 from . import _celery_scripts as scripts
-from ._celery_canaries import counts_of, outcomes, send, withdraw
+from ._celery_canaries import canaries_of, outcomes, send, withdraw
 from ._celery_control import ask
-from ._celery_held import Holdings, left_behind, look, restore
+from ._celery_held import Holdings, begun_by, left_behind, look, restore
 from ._celery_messages import CANARY_EXCHANGE, bound_queue, lists, worker_of
 from ._celery_moves import Move
 from ._redis import RedisLink, text
@@ -41,7 +41,7 @@ class CeleryEngine(Engine):
         pause_survives_broker_restart=False,
         quiet_can_be_undone=False,
         uncountable_states=(contract.EXECUTING, contract.DEAD, contract.DEFERRED),
-        counts_failures=False,
+        counts_failures=True,
         kill_effect="loses",
         stuck_seconds=3600,
         unknown_task="lost",
@@ -136,11 +136,17 @@ class CeleryEngine(Engine):
         active = replies.requests("active")
         queues = {node: _names(answer) for node, answer in replies.of("active_queues").items()}
         nodes = sorted(node for node in replies.of("stats") if node in active and node in queues)
-        counts = self._link.ask_all([("HMGET", counts_of(worker_of(node)[0]), "finished", "failed") for node in nodes])
+        names = [worker_of(node)[0] for node in nodes]
+        counts = self._counts([*map(canaries_of, names), *(f"{scripts.OURS}counts:{name}" for name in names)])
         return [
-            _worker(node, replies.of("stats")[node], queues[node], active[node], sum(int(c or 0) for c in count), now)
-            for node, count in zip(nodes, counts)
+            _worker(node, replies.of("stats")[node], queues[node], active[node], _Counted(canaries, reported), now)
+            for node, canaries, reported in zip(nodes, counts, counts[len(nodes) :])
         ]
+
+    def _counts(self, keys: Sequence[str]) -> list[Optional[tuple[int, int]]]:
+        """Finished and failed tasks as each key holds them; ``None`` for a key that isn't there."""
+        found = self._link.ask_all([("HMGET", key, "finished", "failed") for key in keys])
+        return [None if pair == [None, None] else (int(pair[0] or 0), int(pair[1] or 0)) for pair in found]
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
         return [
@@ -203,7 +209,8 @@ class CeleryEngine(Engine):
     ) -> list[contract.RecoveredTask]:
         if to not in (contract.WAITING, contract.DEAD):
             raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
-        found = left_behind(self._link, queues, to)
+        begun = begun_by(self._link, workers_gone)
+        found = left_behind(self._link, queues, to, begun)
         entries = [held for held, _begun in found]
         restored = {held.tag for held in entries} if dry_run else restore(self._link, entries)
         return [
@@ -211,11 +218,11 @@ class CeleryEngine(Engine):
                 id=held.id,
                 task=held.task,
                 queue=held.queue,
-                worker=None,
+                worker=begun.get(held.id),
                 to=contract.WAITING if held.state == contract.WAITING else contract.SCHEDULED,
-                started=begun,
+                started=may_have_begun,
             )
-            for held, begun in found
+            for held, may_have_begun in found
             if held.tag in restored
         ]
 
@@ -238,8 +245,21 @@ def _names(answer: Any) -> tuple[str, ...]:
     return tuple(str(queue["name"]) for queue in answer or ())
 
 
+class _Counted(NamedTuple):
+    """Finished and failed tasks of one worker; ``None`` where nobody has counted any."""
+
+    canaries: Optional[tuple[int, int]]
+    """Canaries that are in Celery's own counts and have been taken back."""
+    reported: Optional[tuple[int, int]]
+    """As the worker's reporter has counted; ``None`` when it has none."""
+
+    def finished(self, ended: int) -> int:
+        """Finished tasks; of those that Celery says have ended, failed ones too, where nothing is reported."""
+        return self.reported[0] if self.reported else max(0, ended - sum(self.canaries or ()))
+
+
 def _worker(
-    node: str, stats: Any, queues: tuple[str, ...], active: Sequence[Any], canaries: int, now: float
+    node: str, stats: Any, queues: tuple[str, ...], active: Sequence[Any], counted: _Counted, now: float
 ) -> contract.WorkerSeen:
     name, parsed, host = worker_of(node)
     tasks = [str(request["id"]) for request in active]
@@ -255,7 +275,7 @@ def _worker(
         birth=now - float(stats["uptime"]) if "uptime" in stats else None,
         last_heartbeat=now,
         current_task=next(iter([*real, *tasks]), None),
-        finished=max(0, begun - len(tasks) - canaries),
-        failed=None,
+        finished=counted.finished(begun - len(tasks)),
+        failed=counted.reported[1] if counted.reported else None,
         connected=True,
     )

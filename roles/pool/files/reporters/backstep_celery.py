@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loaded by a Celery worker (``--include=backstep_celery``): tells what it executes, has finished and has failed.
+
+Celery itself counts failures nowhere, and whose a task is that was taken and not acknowledged. What is told lies in the
+broker's Redis:
+
+- ``backstep:celery:counts:<worker>``: a hash with ``finished`` and ``failed``. An attempt that is retried has failed.
+  Canaries are not counted.
+- ``backstep:celery:executing:<worker>``: a hash of task ids, each with the time at which it was begun (epoch seconds).
+
+Both run out a week after the worker's last word. Telling never makes a task fail: when Redis doesn't answer within a
+second, nothing is told for a while. A worker that was not started by Backstep (no ``BACKSTEP_WORKER``), or whose broker
+isn't Redis, tells nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from celery import signals
+
+_NAME = os.environ.get("BACKSTEP_WORKER", "")
+_URL = os.environ.get("CELERY_BROKER_URL", "")
+_COUNTS = f"backstep:celery:counts:{_NAME}"
+_EXECUTING = f"backstep:celery:executing:{_NAME}"
+_KEPT_SECONDS = 7 * 86_400
+_ANSWER_SECONDS = 1.0
+_REST_SECONDS = 30.0
+_CANARY = "backstep-canary-"
+
+
+class _Reporter:
+    """One worker's. Each of its processes has a connection of its own."""
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self._owner = 0
+        self._rests_until = 0.0
+
+    def on_ready(self, **_told: Any) -> None:
+        """Say by zeros that this worker counts."""
+        self._tell(*(("HSETNX", _COUNTS, field, 0) for field in ("finished", "failed")))
+
+    def on_begin(self, task_id: str = "", **_told: Any) -> None:
+        """Say that a task is begun, before it is."""
+        self._tell(("HSET", _EXECUTING, task_id, time.time()))
+
+    def on_success(self, sender: Any = None, **_told: Any) -> None:
+        """Count a finished task."""
+        self._count("finished", sender.request.id)
+
+    def on_failure(self, task_id: str = "", request: Any = None, **_told: Any) -> None:
+        """Count a failed attempt."""
+        self._count("failed", task_id or request.id)
+
+    def on_end(self, task_id: str = "", **_told: Any) -> None:
+        """Say that a task is no longer executing."""
+        self._tell(("HDEL", _EXECUTING, task_id))
+
+    def _count(self, field: str, task_id: str) -> None:
+        if not str(task_id).startswith(_CANARY):
+            self._tell(("HINCRBY", _COUNTS, field, 1))
+
+    def _tell(self, *commands: tuple[Any, ...]) -> None:
+        if time.monotonic() < self._rests_until:
+            return
+        try:
+            batch = self._connection().pipeline()
+            for command in commands:
+                batch.execute_command(*command)
+            for key in {command[1] for command in commands}:
+                batch.expire(key, _KEPT_SECONDS)
+            batch.execute()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the task goes on
+            self._rests_until = time.monotonic() + _REST_SECONDS
+            # Only its kind: the text could hold the broker's password.
+            logging.getLogger(__name__).warning("Nothing is told for %d s: %s", _REST_SECONDS, type(error).__name__)
+
+    def _connection(self) -> Any:
+        # A connection that was opened before a fork would be shared with the other process.
+        if self._client is None or self._owner != os.getpid():
+            import redis
+
+            limits = {"socket_timeout": _ANSWER_SECONDS, "socket_connect_timeout": _ANSWER_SECONDS}
+            self._client, self._owner = redis.Redis.from_url(_URL, **limits), os.getpid()
+        return self._client
+
+
+if _NAME and _URL.startswith(("redis://", "rediss://", "unix://")):
+    _reporter = _Reporter()
+    signals.worker_ready.connect(_reporter.on_ready, weak=False)
+    signals.task_prerun.connect(_reporter.on_begin, weak=False)
+    signals.task_success.connect(_reporter.on_success, weak=False)
+    signals.task_failure.connect(_reporter.on_failure, weak=False)
+    signals.task_retry.connect(_reporter.on_failure, weak=False)
+    signals.task_postrun.connect(_reporter.on_end, weak=False)
