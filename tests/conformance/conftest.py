@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of engines under test: one row each. Every test of this folder runs once for each row."""
+"""Every engine of the collection is under test: every test of this folder runs once for each."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from pathlib import Path
 import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
-from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
+from ansible_collections.backstep.workers.plugins.module_utils._queue.table import ENGINES, open_engine
 
-from tests.support.bench import Bench
-from tests.support.celery_bench import Workers as CeleryBench
-from tests.support.rq_bench import Workers as RqBench
+from tests.support.bench import Bench, bench_of
 from tests.support.servers import redis_server
 
-BENCHES: dict[str, type[Bench]] = {
-    "celery": CeleryBench,
-    "rq": RqBench,
-}
+BENCHES = {name: bench_of(name) for name in sorted(ENGINES)}
 
 
 @pytest.fixture(params=sorted(BENCHES))

@@ -8,7 +8,6 @@ import threading
 from types import TracebackType
 
 from tests.demo.stand import QUEUE, Stand
-from tests.support.ledger import Producer
 
 TASKS_PER_SECOND = 6
 TASK_SECONDS = 0.1
@@ -19,7 +18,7 @@ class Production:
 
     def __init__(self, stand: Stand, number: int = 0) -> None:
         self.number = number
-        self._producer = Producer(stand.broker_url, stand.ledger_url, task="letters.send")
+        self.bench = stand.bench
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="producer", daemon=True)
         self._failure: Exception | None = None
@@ -33,7 +32,6 @@ class Production:
     ) -> None:
         self._enough.set()
         self._thread.join(10)
-        self._producer.close()
 
     def stop(self) -> None:
         """Enqueue nothing more; raises what made the producer stop before its time."""
@@ -46,6 +44,6 @@ class Production:
         try:
             while not self._enough.wait(1 / TASKS_PER_SECOND):
                 self.number += 1
-                self._producer.enqueue(QUEUE, self.number, TASK_SECONDS)
+                self.bench.enqueue(QUEUE, self.number, TASK_SECONDS, task="letters.send")
         except Exception as error:  # noqa: BLE001  # handed to whoever stops the producer
             self._failure = error

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``make demo``: a good release, a bad one, the way back, and the ledger, on real parts, in under a minute.
 
-Usage: ``python -m tests.demo.run [--bad KIND] [--engine rq] [--smoke]``. Ends with 0 only when everything went as told.
+Usage: ``python -m tests.demo.run [--bad KIND] [--engine NAME] [--smoke]``. Ends with 0 only when it went as told.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path.insert(0, str(COLLECTIONS))
 
 from tests.demo.stand import a_stand
 from tests.demo.story import Story, smoke
+from tests.support.builds import ENGINES
 
 BAD = {
     "crash": "exits at boot",
@@ -35,7 +36,7 @@ FOLDER = BUILD / "demo"
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo")
     parser.add_argument("--bad", choices=BAD, default="failing-tasks", help="what is wrong with release B")
-    parser.add_argument("--engine", choices=["rq"], default="rq")
+    parser.add_argument("--engine", choices=ENGINES, default="rq", help="the app's queue library")
     parser.add_argument("--smoke", action="store_true", help="the plays only: deploy, deploy again, status, rollback")
     parser.add_argument("--output", type=Path, default=FOLDER, help="where the ledger, the report and the logs go")
     return parser.parse_args()
@@ -56,7 +57,7 @@ def work() -> int:
     shutil.rmtree(options.output, ignore_errors=True)
     options.output.mkdir(parents=True)
     try:
-        with a_stand() as stand:
+        with a_stand(options.engine) as stand:
             if options.smoke:
                 return smoke(stand, options.output)
             return Story(stand, options.output, options.bad, BAD[options.bad]).tell()

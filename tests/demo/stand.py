@@ -24,6 +24,7 @@ from typing import Any
 
 import redis
 
+from tests.support.bench import Bench, bench_of
 from tests.support.builds import DEMO, GOOD, put_together
 from tests.support.environment import WHEELHOUSE, ansible_environment
 from tests.support.local_hosts import LocalHost, end_marked
@@ -39,6 +40,11 @@ MARK = "BACKSTEP_DEMO"
 REPORTS = "demo:reports"
 _START_SECONDS = 15.0
 _STOP_SECONDS = 10.0
+# What a worker imports as it starts.
+_IMPORTED = {
+    "celery": ("amqp", "billiard", "celery", "click", "dateutil", "kombu", "prompt_toolkit", "redis", "vine"),
+    "rq": ("click", "croniter", "dateutil", "redis", "rq"),
+}
 # Debian's account for what owns no files.
 _UNPRIVILEGED = "nobody"
 
@@ -53,6 +59,7 @@ class Stand:
     """Who the workers run as: never root."""
     python: str
     """The workers' interpreter."""
+    engine: str = "rq"
 
     @property
     def broker_url(self) -> str:
@@ -63,6 +70,11 @@ class Stand:
     def ledger_url(self) -> str:
         """Where the ledger is kept, out of the queues' way."""
         return f"redis://127.0.0.1:{self.port}/15"
+
+    @property
+    def bench(self) -> Bench:
+        """What enqueues tasks."""
+        return bench_of(self.engine)(self.broker_url)
 
     @property
     def libraries(self) -> Path:
@@ -103,13 +115,14 @@ class Stand:
 
     def build(self, name: str, kind: str = "") -> Path:
         """Put a build of the app together: the good one, with the files of a bad kind in place of its own."""
-        return put_together(self.folder / "builds" / name, kind or GOOD)
+        return put_together(self.folder / "builds" / name, self.engine, kind or GOOD)
 
 
 @contextmanager
-def a_stand() -> Iterator[Stand]:
+def a_stand(engine: str = "rq") -> Iterator[Stand]:
     """Start everything, and remove every trace of it at the end.
 
+    :param engine: the queue library of the demo's app.
     :raises ToolError: something did not start.
     """
     with ExitStack() as undo:
@@ -118,7 +131,7 @@ def a_stand() -> Iterator[Stand]:
         # At the very end whatever the hosts and Ansible have started, and is still there.
         undo.callback(end_marked, MARK, folder)
         folder.chmod(0o755)
-        stand = Stand(folder, free_port(), _worker_user(), _worker_python())
+        stand = Stand(folder, free_port(), _worker_user(), _worker_python(), engine)
         stand.temporary.mkdir()
         stand.temporary.chmod(0o1777)
         redis_server = _start_redis(stand)
@@ -168,7 +181,7 @@ def _unpack_libraries(stand: Stand) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(stand.libraries)
     # The workers' user can't write here, so without this each start of a worker would compile everything again.
-    packages = [stand.libraries / name for name in ("rq", "redis", "click", "croniter", "dateutil")]
+    packages = [stand.libraries / name for name in _IMPORTED[stand.engine]]
     run([stand.python, "-m", "compileall", "-q", "-j", "0", *packages], timeout=60, env=stand.environment())
 
 
@@ -187,7 +200,7 @@ def _write_inventory(stand: Stand) -> None:
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
         "pool_name": POOL,
-        "pool_engine": "rq",
+        "pool_engine": stand.engine,
         "pool_broker_url": stand.broker_url,
         "pool_queues": [QUEUE],
         "pool_processes": PROCESSES,

@@ -19,6 +19,7 @@ from tests.demo.evidence import HostEvidence, look
 from tests.demo.playbooks import Played, play
 from tests.demo.production import Production
 from tests.demo.stand import HOSTS, POOL, PROCESSES, QUEUE, Stand
+from tests.support.bench import Bench
 from tests.support.ledger import Balance, balance
 from tools.common import ToolError, wait_for
 
@@ -75,14 +76,14 @@ class Story:
         """Do everything and sum it up; 0 when it went as told."""
         began = time.monotonic()
         stand = self._stand
-        with open_engine("rq", stand.broker_url, BROKER_SECONDS) as engine, Production(stand) as production:
+        with open_engine(stand.engine, stand.broker_url, BROKER_SECONDS) as engine, Production(stand) as production:
             first = self._deploy("A", "1.0", ["100%"], HEALTH_OF_A)
             release, config = self._require_good(first)
             second = self._deploy("B", "2.0", WAVES_OF_B, HEALTH_OF_B, self._kind)
             production.stop()
             report = self._keep_report()
             announced = {task["id"] for task in report["recovered"]}
-            self._drain(engine)
+            self._drain(engine, production.bench)
             ending = Ending(
                 first, second, report, {host: look(stand, host) for host in HOSTS}, release, config,
                 balance(engine, stand.ledger_url, [QUEUE], announced), time.monotonic() - began,
@@ -119,15 +120,15 @@ class Story:
         report: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
         return report
 
-    def _drain(self, engine: Engine) -> None:
+    def _drain(self, engine: Engine, bench: Bench) -> None:
         """Let A finish what there is, and the hosts' reapers what is left of B."""
 
         def unfinished() -> str | None:
             state = engine.queue_states([QUEUE])[0]
-            # Counted as waiting, but in no worker's reach: what a worker had popped when it was told to stop. It stays
-            # listed until a recovery run, so what is waited for is that nothing is next.
-            is_next = state.oldest_waiting_seconds is not None
-            return str(state) if is_next or state.executing or state.scheduled or state.abandoned else None
+            # Some may be counted as waiting, but in no worker's reach: what a worker had popped when it was told to
+            # stop. It stays listed until a recovery run, so what is waited for is that nothing is next.
+            left = state.executing or state.scheduled or state.retrying or state.abandoned or bench.order(QUEUE)
+            return str(state) if left or any(worker.current_task for worker in engine.workers()) else None
 
         def not_let_go() -> str | None:
             still = [host for host in HOSTS if len(look(self._stand, host).releases) > 1]

@@ -20,7 +20,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
 from tests.demo.production import Production
 from tests.faults.table import Run, Table
 from tests.support.hosts import Host
-from tests.support.ledger import Producer, balance
+from tests.support.ledger import balance
 from tests.support.pool import Played, Pool, not_consuming, on_last_good, prepared_pool
 from tools.common import wait_for
 
@@ -80,10 +80,8 @@ def known() -> set[str]:
 
 def keep_busy(pool: Pool) -> None:
     """Give every worker a task that takes a while."""
-    producer = Producer(pool.broker_url, pool.ledger_url, task="letters.send")
     for _worker in range(2 * pool.processes):
-        producer.enqueue(QUEUES[0], next(_tasks), TASK_SECONDS)
-    producer.close()
+        pool.bench.enqueue(QUEUES[0], next(_tasks), TASK_SECONDS, task="letters.send")
 
 
 def wait_event(pool: Pool, host: Host, event: str) -> None:

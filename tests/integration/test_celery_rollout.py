@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import shutil
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,22 @@ from tests.demo.evidence import live_workers
 from tests.demo.playbooks import Played, play
 from tests.demo.stand import HOSTS, QUEUE, Stand, a_stand
 from tests.support.builds import LEDGER_TASKS
-from tests.support.celery_bench import Workers
 from tests.support.ledger import balance
 from tests.support.servers import wait_for
 
 APP = Path(__file__).resolve().parent / "files" / "celery_letters.py"
-# What Celery imports; what is missing here is among the libraries that the demo's app has.
-LIBRARIES = (
-    "amqp", "billiard", "celery", "click", "click_didyoumean", "click_plugins", "click_repl", "dateutil", "kombu",
-    "packaging", "prompt_toolkit", "redis", "six.py", "typing_extensions.py", "tzlocal", "vine",
-    "wcwidth",
-)  # fmt: skip
 SECONDS = 60.0
 TASKS = 20
 
 
 @pytest.fixture
 def stand() -> Iterator[Stand]:
-    """A broker, hosts, a build of the app, and Celery where the workers' user can read it."""
-    with a_stand() as started:
+    """A broker, hosts, and a build of the app."""
+    with a_stand("celery") as started:
         build = started.folder / "builds" / "letters"
         build.mkdir(parents=True)
         for path in (APP, LEDGER_TASKS):
             shutil.copy(path, build)
-        installed = Path(sysconfig.get_path("purelib"))
-        for name in LIBRARIES:
-            source, target = installed / name, started.folder / "celery" / name
-            target.parent.mkdir(exist_ok=True)
-            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-        for path in installed.glob("celery-*.dist-info"):
-            shutil.copytree(path, started.folder / "celery" / path.name)
         yield started
 
 
@@ -56,7 +41,6 @@ def deploy(stand: Stand, folder: Path, version: str, **environment: str) -> Play
     _program, *words = worker_defaults("celery").command
     variables: dict[str, Any] = {
         "pool_hosts": HOSTS[0],
-        "pool_engine": "celery",
         "pool_version": version,
         "pool_source": {"directory": str(stand.folder / "builds" / "letters")},
         "pool_command": [stand.python, "-m", "celery", *words, "--concurrency=1"],
@@ -64,7 +48,7 @@ def deploy(stand: Stand, folder: Path, version: str, **environment: str) -> Play
         "pool_env": {
             "APP": "celery_letters",
             "LEDGER_URL": stand.ledger_url,
-            "PYTHONPATH": f"{stand.folder}/celery:{stand.libraries}",
+            "PYTHONPATH": str(stand.libraries),
             **environment,
         },
         "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": "celery_letters.check"},
@@ -79,7 +63,7 @@ def versions(stand: Stand) -> list[str]:
 
 
 def test_a_bad_release_goes_back_and_no_task_is_lost(stand: Stand, tmp_path: Path) -> None:
-    producer = Workers(stand.broker_url, tmp_path)
+    producer = stand.bench
     with open_engine("celery", stand.broker_url, 10.0) as engine:
         assert deploy(stand, tmp_path, "1").status == 0
         good = release_of_two_workers(engine)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.builds import ENGINES
 from tools.common import CHECKOUT, VENV, wait_for
 
 BAD = {
@@ -25,7 +26,7 @@ BAD = {
     "never-consumes": "stays up and takes no task",
 }
 # The scenario deploy_fail_rollback has all of them in every run, on hosts with systemd.
-SHORT = ("crash", "failing-tasks")
+SHORT = [("rq", "crash"), ("rq", "failing-tasks"), ("celery", "crash-later")]
 COUNTS = {"enqueued", "finished", "listed", "lost", "duplicated", "announced"}
 SECONDS = 280
 LAST_SIGNS = 30
@@ -64,10 +65,15 @@ def left(places: Path) -> list[str]:
 
 @pytest.mark.timeout(SECONDS + 20)
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind in SHORT else pytest.mark.thorough) for kind in BAD]
+    ("engine", "kind"),
+    [
+        pytest.param(engine, kind, marks=[] if (engine, kind) in SHORT else pytest.mark.thorough)
+        for engine in ENGINES
+        for kind in BAD
+    ],
 )
-def test_the_demo_goes_as_told(kind: str, places: Path, tmp_path: Path) -> None:
-    demo = started(places, tmp_path / "demo", f"--bad={kind}")
+def test_the_demo_goes_as_told(engine: str, kind: str, places: Path, tmp_path: Path) -> None:
+    demo = started(places, tmp_path / "demo", f"--bad={kind}", f"--engine={engine}")
     said = demo.communicate(timeout=SECONDS)[0]
     print(said)
     assert demo.returncode == 0

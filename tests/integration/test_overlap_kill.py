@@ -14,7 +14,7 @@ import redis
 from tests.demo.evidence import live_workers
 from tests.demo.playbooks import Played, play
 from tests.demo.stand import QUEUE, Stand, a_stand
-from tests.support.ledger import Producer, task_id
+from tests.support.ledger import task_id
 from tests.support.ledger_tasks import STARTED
 from tests.support.servers import wait_for
 
@@ -45,9 +45,7 @@ def deploy(stand: Stand, folder: Path, name: str, version: str, policy: str) -> 
 
 def test_a_task_that_was_killed_after_the_run_is_named_and_runs_again(stand: Stand, tmp_path: Path) -> None:
     assert deploy(stand, tmp_path, "first", "1", "abort").status == 0
-    producer = Producer(stand.broker_url, stand.ledger_url, task="letters.send")
-    producer.enqueue(QUEUE, NUMBER, 600.0)
-    producer.close()
+    stand.bench.enqueue(QUEUE, NUMBER, 600.0, task="letters.send")
     with redis.Redis.from_url(stand.ledger_url) as notes:
         wait_for("the task is begun", lambda: notes.hget(STARTED, NUMBER) == b"1", SECONDS)
         second = deploy(stand, tmp_path, "second", "2", "requeue")

@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine, Selection
 
-from tests.support.ledger import Producer, balance, task_id
+from tests.support.ledger import balance, task_id
 from tests.support.rq_bench import Workers
 from tests.support.servers import wait_for
 
@@ -18,24 +16,15 @@ NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
 
 
-@pytest.fixture
-def producer(redis_url: str, workers: Workers) -> Iterator[Producer]:
-    """A producer of numbered tasks."""
-    found = Producer(redis_url, workers.ledger_url)
-    yield found
-    found.close()
-
-
 def test_a_pool_through_a_kill_a_park_and_a_failure_balances(
-    engine: Engine, client: redis.Redis, redis_url: str, workers: Workers, producer: Producer
+    engine: Engine, client: redis.Redis, workers: Workers
 ) -> None:
-    failing = Producer(redis_url, workers.ledger_url, task="ledger_tasks.fail")
     for number in range(20):
-        producer.enqueue("mail", number, 0.01)
-    producer.enqueue("mail", 20, 30)
-    failing.enqueue("mail", 21)
+        workers.enqueue("mail", number, 0.01)
+    workers.enqueue("mail", 20, 30)
+    workers.enqueue("mail", 21, task="ledger_tasks.fail")
     for number in range(22, 30):
-        producer.enqueue("mail", number, 0.01)
+        workers.enqueue("mail", number, 0.01)
     name = workers.start(NAME, QUEUES)
     wait_for("the long one executes", lambda: [task.id for task in engine.executing(QUEUES)] == [task_id(20)])
     notes = redis.Redis.from_url(workers.ledger_url)
@@ -51,14 +40,13 @@ def test_a_pool_through_a_kill_a_park_and_a_failure_balances(
     assert found.duplicated == found.announced == {task_id(20)}
     assert {task_id(20), task_id(25)} <= found.listed
     assert len(found.finished) + len(found.listed) == 30
-    failing.close()
     notes.close()
 
 
 def test_a_task_that_ran_twice_unannounced_is_found(
-    engine: Engine, client: redis.Redis, workers: Workers, producer: Producer
+    engine: Engine, client: redis.Redis, workers: Workers
 ) -> None:
-    producer.enqueue("mail", 1, 0)
+    workers.enqueue("mail", 1, 0)
     client.rpush("rq:queue:mail", task_id(1))
     workers.start(NAME, QUEUES)
     wait_for("both are done", lambda: engine.workers()[0].finished == 2)
@@ -68,21 +56,20 @@ def test_a_task_that_ran_twice_unannounced_is_found(
 
 
 def test_a_task_that_the_broker_did_not_take_is_not_counted(engine: Engine, workers: Workers) -> None:
-    lost = Producer("redis://127.0.0.1:1/0", workers.ledger_url)
+    lost = Workers("redis://127.0.0.1:1/0")
+    lost.ledger_url = workers.ledger_url
     with pytest.raises(redis.ConnectionError):
         lost.enqueue("mail", 1, 0)
     assert balance(engine, workers.ledger_url, QUEUES).counts()["enqueued"] == 0
 
 
 def test_a_failed_task_that_is_replayed_is_no_duplicate(
-    engine: Engine, client: redis.Redis, redis_url: str, workers: Workers
+    engine: Engine, client: redis.Redis, workers: Workers
 ) -> None:
-    failing = Producer(redis_url, workers.ledger_url, task="ledger_tasks.fail")
-    failing.enqueue("mail", 1)
+    workers.enqueue("mail", 1, task="ledger_tasks.fail")
     workers.start(NAME, QUEUES)
     wait_for("it is dead", lambda: client.zcard("rq:failed:mail") == 1)
     engine.replay(QUEUES, Selection(states=("dead",)))
     wait_for("it is dead again", lambda: engine.workers()[0].failed == 2)
     found = balance(engine, workers.ledger_url, QUEUES)
     assert (found.listed, found.duplicated) == ({task_id(1)}, frozenset())
-    failing.close()

@@ -16,7 +16,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
 
 from tests.support.environment import ansible_environment
 from tests.support.hosts import Host
-from tests.support.ledger import Producer, task_id
+from tests.support.ledger import task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.pool import Pool, prepared_pool
 from tests.support.servers import wait_for
@@ -71,9 +71,7 @@ class Drain:
 
     def begin_task(self, seconds: float) -> str:
         """Have the worker execute a task of so many seconds; the worker's name."""
-        producer = Producer(self.pool.broker_url, self.pool.ledger_url, task="letters.send")
-        producer.enqueue(QUEUE, self.number, seconds)
-        producer.close()
+        self.pool.bench.enqueue(QUEUE, self.number, seconds, task="letters.send")
         wait_for("the task is begun", lambda: self.times(STARTED) == 1, WAIT_SECONDS)
         (task,) = self.engine.executing([QUEUE])
         assert task.worker is not None

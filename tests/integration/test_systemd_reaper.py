@@ -13,7 +13,7 @@ import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
-from tests.support.ledger import Producer, task_id
+from tests.support.ledger import task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.pool import UNITS, Pool, View, prepared_pool
 from tests.support.servers import wait_for
@@ -48,9 +48,7 @@ class Task:
     def __init__(self, pool: Pool, seconds: float) -> None:
         self.number = next(_numbers)
         self._notes = redis.Redis.from_url(pool.ledger_url, decode_responses=True)
-        producer = Producer(pool.broker_url, pool.ledger_url, task="letters.send")
-        producer.enqueue(QUEUE, self.number, seconds)
-        producer.close()
+        pool.bench.enqueue(QUEUE, self.number, seconds, task="letters.send")
         wait_for("the task is begun", lambda: self.times(STARTED) == 1, WAIT_SECONDS)
 
     def times(self, key: str) -> int:

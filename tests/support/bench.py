@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -46,10 +47,11 @@ class Bench(ABC):
     engine: str
     """Its name, as the collection's users write it."""
 
-    def __init__(self, url: str, folder: Path, python: str = sys.executable) -> None:
+    def __init__(self, url: str, folder: Path | None = None, python: str = sys.executable) -> None:
+        """:param folder: for the workers' logs; not needed where none is started."""
         self.url = url
         self.ledger_url = url.rsplit("/", 1)[0] + "/15"
-        self._folder = folder
+        self._folder = folder or Path(os.devnull)
         self._python = python
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -159,6 +161,12 @@ class Bench(ABC):
         """How many tasks have been finished at least once, by their own notes."""
         with redis.Redis.from_url(self.ledger_url) as notes:
             return int(notes.hlen(FINISHED))
+
+
+def bench_of(engine: str) -> type[Bench]:
+    """The bench of an engine: the class ``Workers`` in ``tests/support/<engine>_bench.py``."""
+    found: type[Bench] = importlib.import_module(f"tests.support.{engine}_bench").Workers
+    return found
 
 
 def _children(pid: int) -> list[int]:

@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Puts a build of the demo's app together: the good one, or one of the bad kinds.
+"""Puts a build of the demo's app together for one engine: the good one, or one of the bad kinds.
 
-Usage: ``python -m tests.support.builds FOLDER`` puts each kind into a folder of its name, the good one into ``good``.
+Usage: ``python -m tests.support.builds FOLDER ENGINE`` puts each kind into a folder of its name, the good one into
+``good``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from pathlib import Path
 from tools.common import CHECKOUT, main
 
 DEMO = CHECKOUT / "tests" / "demo"
+ENGINES = sorted(path.name for path in (DEMO / "engines").iterdir())
 LEDGER_TASKS = CHECKOUT / "tests" / "support" / "ledger_tasks.py"
 GOOD = "good"
 BAD_KINDS = ("crash", "crash-later", "failing-tasks", "wrong-queue", "never-consumes")
 
 
-def put_together(target: Path, kind: str = GOOD) -> Path:
+def put_together(target: Path, engine: str, kind: str = GOOD) -> Path:
     """Make the folder ``target`` a build: the good app, with the files of a bad kind in place of its own."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(DEMO / "app", target, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in (DEMO / "app", DEMO / "engines" / engine):
+        shutil.copytree(part, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     shutil.copy(LEDGER_TASKS, target)
     if kind != GOOD:
         for path in (DEMO / "builds" / kind.replace("-", "_")).glob("*.py"):
@@ -32,7 +35,7 @@ def put_together(target: Path, kind: str = GOOD) -> Path:
 
 def work() -> None:
     for kind in (GOOD, *BAD_KINDS):
-        put_together(Path(sys.argv[1]) / kind, kind)
+        put_together(Path(sys.argv[1]) / kind, sys.argv[2], kind)
 
 
 if __name__ == "__main__":

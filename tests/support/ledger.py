@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The oracle of every test about tasks: numbered tasks, and what became of each.
 
-A producer counts a task as enqueued only when the broker has acknowledged it; the workers note starts, ends and
-failures (``ledger_tasks``); what is neither finished nor anywhere in the broker is lost.
+A producer (``Bench.enqueue``) counts a task as enqueued only when the broker has acknowledged it; the workers note
+starts, ends and failures (``ledger_tasks``); what is neither finished nor anywhere in the broker is lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import LISTED_STATES, Engine
-from rq import Queue
 
 from tests.support.ledger_tasks import FAILED, FINISHED, STARTED
 
@@ -25,25 +24,6 @@ _LISTED_AT_MOST = 1_000_000
 def task_id(number: int) -> str:
     """The id under which task ``number`` is known to the broker."""
     return f"{_ID}{number}"
-
-
-class Producer:
-    """Enqueues numbered tasks for RQ, and notes each that the broker has taken."""
-
-    def __init__(self, broker_url: str, ledger_url: str, task: str = "ledger_tasks.work") -> None:
-        self._broker = redis.Redis.from_url(broker_url)
-        self._notes = redis.Redis.from_url(ledger_url)
-        self._task = task
-
-    def close(self) -> None:
-        """Give both connections back."""
-        self._broker.close()
-        self._notes.close()
-
-    def enqueue(self, queue: str, number: int, *arguments: float) -> None:
-        """Enqueue task ``number``; raises what the client library raises when the broker doesn't take it."""
-        Queue(queue, connection=self._broker).enqueue(self._task, number, *arguments, job_id=task_id(number))
-        self._notes.sadd(ENQUEUED, str(number))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 
+from tests.support.bench import Bench, bench_of
 from tests.support.environment import ansible_environment
 from tests.support.hosts import Host, worker_hosts
 from tools.common import CHECKOUT, VENV, run
@@ -98,6 +99,7 @@ class Pool:
     broker_url: str
     name: str = "letters"
     processes: int = 2
+    engine: str = "rq"
 
     @property
     def root(self) -> str:
@@ -108,6 +110,11 @@ class Pool:
     def ledger_url(self) -> str:
         """Where the tasks note what they do, out of the queues' way."""
         return self.broker_url.rsplit("/", 1)[0] + "/15"
+
+    @property
+    def bench(self) -> Bench:
+        """What enqueues tasks."""
+        return bench_of(self.engine)(self.broker_url)
 
     def command(self, playbook: str, variables: Mapping[str, Any] | None = None) -> list[Any]:
         """The command that runs a playbook of the collection."""

@@ -14,8 +14,10 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+import consumer  # type: ignore[import-not-found]  # stands beside this file in a release
 import redis
-from consumer import make_worker  # type: ignore[import-not-found]  # stands beside this file in a release
+
+from build import Build  # type: ignore[import-not-found]  # stands beside this file in a release
 
 
 def main() -> None:
@@ -27,8 +29,9 @@ def main() -> None:
     report = {"release": os.environ["BACKSTEP_RELEASE"], "config": hashlib.sha256(raw).hexdigest()}
     with redis.Redis.from_url(os.environ["LEDGER_URL"]) as notes:
         notes.hset(os.environ["REPORTS"], name, json.dumps(report))
-    connection = redis.Redis.from_url(os.environ["RQ_REDIS_URL"])
-    make_worker(name, queues, connection, settings).work()
+    build = Build()
+    build.before_work(settings)
+    consumer.work(name, build.queues(queues), build.takes_tasks)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A build that starts, registers, stays up, and takes nothing."""
+"""The demo's app with RQ."""
 
 from __future__ import annotations
 
+import os
 import threading
-from configparser import ConfigParser
 from typing import Any
 
 import redis
@@ -22,6 +22,7 @@ class DeafWorker(Worker):
             self.heartbeat()
 
 
-def make_worker(name: str, queues: list[str], connection: redis.Redis, settings: ConfigParser) -> Worker:
-    """A worker that hears nothing."""
-    return DeafWorker(queues, name=name, connection=connection)
+def work(name: str, queues: list[str], takes_tasks: bool) -> None:
+    """Work until told to stop."""
+    kind = Worker if takes_tasks else DeafWorker
+    kind(queues, name=name, connection=redis.Redis.from_url(os.environ["RQ_REDIS_URL"])).work()
