@@ -122,7 +122,7 @@ moved:
 recovered:
   description: >-
     The tasks that were taken back. Each may have run in part and may run twice. C(id), C(task) (its name), C(queue),
-    C(worker), C(to) (V(waiting), V(scheduled) or V(dead)), C(started).
+    C(worker), C(to) (V(waiting), V(scheduled) or V(dead); V(lost) when the worker had the only copy), C(started).
   type: list
   elements: dict
   returned: with O(operation=recover)

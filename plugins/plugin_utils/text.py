@@ -119,6 +119,7 @@ def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any]) -> list[st
         ("waiting", "may run twice"),
         ("scheduled", "will be tried again"),
         ("dead", "failed, to be replayed"),
+        ("lost", "LOST, as the engine had acknowledged them before they were executed"),
     ):
         ids = [task["id"] for task in cut_off if task["to"] == to]
         if ids:

@@ -89,6 +89,7 @@ def test_a_late_acknowledged_task_of_a_worker_that_still_ends_is_left_to_it(
 ) -> None:
     """It listens no more, and looks like a dead one. Only where everything has to run again is its task taken."""
     name = hold(engine, workers, LATE)
+    client.delete(f"backstep:celery:executing:{name}")
     other = workers.start("mail/1.0-a/w1/2", ["other"])
     workers.signal(name, signal.SIGTERM)
     wait_for("it listens no more", lambda: name not in [worker.name for worker in engine.workers()])
@@ -102,6 +103,22 @@ def test_a_late_acknowledged_task_of_a_worker_that_still_ends_is_left_to_it(
     (task,) = engine.recover(QUEUES, [], "waiting")
     assert (task.id, task.worker, task.to, task.started) == ("task-1", None, "waiting", True)
     assert workers.order("mail") == ["task-1"]
+
+
+@pytest.mark.parametrize("task", ["ledger_tasks.work", LATE])
+def test_what_a_worker_executes_that_listens_no_more_is_told(engine: Engine, workers: Workers, task: str) -> None:
+    """It executes, and is nobody's to take, however badly everything is to run again."""
+    name = hold(engine, workers, task)
+    workers.signal(name, signal.SIGTERM)
+    wait_for("it listens no more", lambda: engine.workers() == [])
+    (executing,) = engine.executing(QUEUES)
+    assert (executing.id, executing.task, executing.worker) == ("task-1", task, name)
+    assert engine.queue_states(QUEUES)[0].abandoned == 0
+    assert engine.recover(QUEUES, [], "waiting") == []
+    workers.kill(name)
+    (gone,) = engine.recover(QUEUES, [name], "dead")
+    assert (gone.id, gone.worker, gone.to) == ("task-1", name, "lost" if task != LATE else "waiting")
+    assert engine.executing(QUEUES) == []
 
 
 def test_without_anybody_who_knows_a_task_nothing_is_put_back_that_may_have_begun(
@@ -149,6 +166,7 @@ def test_a_silent_worker_makes_what_it_holds_unknown(workers: Workers, redis_url
 
 def test_questions_leave_nothing_behind(engine: Engine, workers: Workers, client: redis.Redis) -> None:
     workers.start(NAME, QUEUES)
+    wait_for("it counts", lambda: client.keys("backstep:celery:counts:*"))
     before = sorted(client.keys("*"))
     engine.workers()
     engine.queue_states(QUEUES)
@@ -241,5 +259,5 @@ def test_a_reporter_that_may_not_write_fails_no_task(
     assert workers.executions(1) == (1, 1)
     (log,) = tmp_path.glob("*.log")
     said = log.read_text("utf-8")
-    assert said.count("Nothing is told for") >= 1
+    assert said.count("Backstep is not told") >= 1
     assert "s3cret" not in said

@@ -25,6 +25,7 @@ DEAD = "dead"
 PARKED = "parked"
 ABANDONED = "abandoned"
 DEFERRED = "deferred"
+LOST = "lost"
 LISTED_STATES = (WAITING, SCHEDULED, EXECUTING, RETRYING, DEAD, PARKED, ABANDONED, DEFERRED)
 
 LISTED_AT_MOST = 1000
@@ -202,7 +203,8 @@ class RecoveredTask:
     queue: str
     worker: Optional[str]
     to: str
-    """The state it is in now: ``waiting``, ``scheduled`` (a retry that is due later) or ``dead``."""
+    """The state it is in now: ``waiting``, ``scheduled`` (a retry that is due later) or ``dead``; or ``lost``, when the
+    worker had the only copy of it."""
     started: bool
     """Whether a worker had begun to execute it."""
 

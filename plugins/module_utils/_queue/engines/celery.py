@@ -14,9 +14,11 @@ from ..engine import CANARY_PREFIX, Capabilities, Engine
 from . import _celery_scripts as scripts
 from ._celery_canaries import canaries_of, outcomes, send, withdraw
 from ._celery_control import ask
-from ._celery_held import Holdings, begun_by, left_behind, look, restore
+from ._celery_held import Holdings, look
 from ._celery_messages import CANARY_EXCHANGE, bound_queue, lists, worker_of
 from ._celery_moves import Move
+from ._celery_recover import recover
+from ._celery_told import begun_by_living, counts_of
 from ._redis import RedisLink, text
 from ._redis_moves import BATCH
 
@@ -137,7 +139,7 @@ class CeleryEngine(Engine):
         queues = {node: _names(answer) for node, answer in replies.of("active_queues").items()}
         nodes = sorted(node for node in replies.of("stats") if node in active and node in queues)
         names = [worker_of(node)[0] for node in nodes]
-        counts = self._counts([*map(canaries_of, names), *(f"{scripts.OURS}counts:{name}" for name in names)])
+        counts = self._counts([*map(canaries_of, names), *map(counts_of, names)])
         return [
             _worker(node, replies.of("stats")[node], queues[node], active[node], _Counted(canaries, reported), now)
             for node, canaries, reported in zip(nodes, counts, counts[len(nodes) :])
@@ -149,19 +151,25 @@ class CeleryEngine(Engine):
         return [None if pair == [None, None] else (int(pair[0] or 0), int(pair[1] or 0)) for pair in found]
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
-        return [
-            contract.ExecutingTask(
+        active = ask(self._link, "active").require_all(self._link).requests("active")
+        answered = {
+            str(request["id"]): contract.ExecutingTask(
                 id=str(request["id"]),
                 task=request.get("name"),
-                queue=queue,
+                queue=str((request.get("delivery_info") or {}).get("routing_key")),
                 worker=worker_of(node)[0],
                 started=request.get("time_start"),
             )
-            for node, requests in ask(self._link, "active").require_all(self._link).requests("active").items()
+            for node, requests in active.items()
             for request in requests
-            for queue in [str((request.get("delivery_info") or {}).get("routing_key"))]
-            if queue in queues
-        ]
+        }
+        listening = {worker_of(node)[0] for node in active}
+        told = {
+            begun.id: contract.ExecutingTask(*begun)
+            for begun in begun_by_living(self._link)
+            if begun.worker not in listening
+        }
+        return [task for task in {**told, **answered}.values() if task.queue in queues]
 
     def pause_state(self) -> contract.PauseState:
         return contract.PauseState(paused=False, by_person=False, owner=None, since=None, expires_in=None)
@@ -209,22 +217,7 @@ class CeleryEngine(Engine):
     ) -> list[contract.RecoveredTask]:
         if to not in (contract.WAITING, contract.DEAD):
             raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
-        begun = begun_by(self._link, workers_gone)
-        found = left_behind(self._link, queues, to, begun)
-        entries = [held for held, _begun in found]
-        restored = {held.tag for held in entries} if dry_run else restore(self._link, entries)
-        return [
-            contract.RecoveredTask(
-                id=held.id,
-                task=held.task,
-                queue=held.queue,
-                worker=begun.get(held.id),
-                to=contract.WAITING if held.state == contract.WAITING else contract.SCHEDULED,
-                started=may_have_begun,
-            )
-            for held, may_have_begun in found
-            if held.tag in restored
-        ]
+        return recover(self._link, queues, workers_gone, to, dry_run)
 
     def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
         return send(self._link, queue, task, count, seconds)

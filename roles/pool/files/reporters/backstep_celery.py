@@ -2,22 +2,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Loaded by a Celery worker (``--include=backstep_celery``): tells what it executes, has finished and has failed.
 
-Celery itself counts failures nowhere, and whose a task is that was taken and not acknowledged. What is told lies in the
-broker's Redis:
+Celery itself counts failures nowhere, and a worker that was told to stop answers no more questions. What is told lies
+in the broker's Redis:
 
 - ``backstep:celery:counts:<worker>``: a hash with ``finished`` and ``failed``. An attempt that is retried has failed.
   Canaries are not counted.
-- ``backstep:celery:executing:<worker>``: a hash of task ids, each with the time at which it was begun (epoch seconds).
+- ``backstep:celery:executing:<worker>``: a hash of task ids, each with a JSON list of its queue, its name, and the time
+  at which it was begun (epoch seconds, by the worker's clock).
 
-Both run out a week after the worker's last word. Telling never makes a task fail: when Redis doesn't answer within a
-second, nothing is told for a while. A worker that was not started by Backstep (no ``BACKSTEP_WORKER``), or whose broker
-isn't Redis, tells nothing.
+Both run out a week after the worker's last word. That it lives is told by a connection of its main process, which has
+the name ``backstep:celery:living:<worker>`` and ends with that process.
+
+Telling never makes a task fail: when Redis doesn't answer within a second, nothing is told for a while. A worker that
+was not started by Backstep (no ``BACKSTEP_WORKER``), or whose broker isn't Redis, tells nothing.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import threading
 import time
 from typing import Any
 
@@ -27,6 +32,8 @@ _NAME = os.environ.get("BACKSTEP_WORKER", "")
 _URL = os.environ.get("CELERY_BROKER_URL", "")
 _COUNTS = f"backstep:celery:counts:{_NAME}"
 _EXECUTING = f"backstep:celery:executing:{_NAME}"
+_LIVING = f"backstep:celery:living:{_NAME}"
+_LOOK_SECONDS = 10.0
 _KEPT_SECONDS = 7 * 86_400
 _ANSWER_SECONDS = 1.0
 _REST_SECONDS = 30.0
@@ -42,12 +49,14 @@ class _Reporter:
         self._rests_until = 0.0
 
     def on_ready(self, **_told: Any) -> None:
-        """Say by zeros that this worker counts."""
+        """Say by zeros that this worker counts, and from now on that it lives."""
         self._tell(*(("HSETNX", _COUNTS, field, 0) for field in ("finished", "failed")))
+        threading.Thread(target=self._live, name="backstep", daemon=True).start()
 
-    def on_begin(self, task_id: str = "", **_told: Any) -> None:
+    def on_begin(self, sender: Any = None, task_id: str = "", **_told: Any) -> None:
         """Say that a task is begun, before it is."""
-        self._tell(("HSET", _EXECUTING, task_id, time.time()))
+        queue = (sender.request.delivery_info or {}).get("routing_key")
+        self._tell(("HSET", _EXECUTING, task_id, json.dumps([queue, sender.name, time.time()])))
 
     def on_success(self, sender: Any = None, **_told: Any) -> None:
         """Count a finished task."""
@@ -60,6 +69,18 @@ class _Reporter:
     def on_end(self, task_id: str = "", **_told: Any) -> None:
         """Say that a task is no longer executing."""
         self._tell(("HDEL", _EXECUTING, task_id))
+
+    def _live(self) -> None:
+        """Keep the connection that tells that this process lives."""
+        end, client = threading.Event(), None
+        while True:
+            try:
+                client = client or self._new_connection(client_name=_LIVING, single_connection_client=True)
+                client.ping()
+            except Exception as error:  # noqa: BLE001  # the next one may come through
+                self._complain(error)
+                client = None
+            end.wait(_LOOK_SECONDS)
 
     def _count(self, field: str, task_id: str) -> None:
         if not str(task_id).startswith(_CANARY):
@@ -77,17 +98,23 @@ class _Reporter:
             batch.execute()
         except Exception as error:  # noqa: BLE001  # whatever it is, the task goes on
             self._rests_until = time.monotonic() + _REST_SECONDS
-            # Only its kind: the text could hold the broker's password.
-            logging.getLogger(__name__).warning("Nothing is told for %d s: %s", _REST_SECONDS, type(error).__name__)
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        # Only its kind: the text could hold the broker's password.
+        logging.getLogger(__name__).warning("Backstep is not told what this worker does: %s", type(error).__name__)
 
     def _connection(self) -> Any:
         # A connection that was opened before a fork would be shared with the other process.
         if self._client is None or self._owner != os.getpid():
-            import redis
-
-            limits = {"socket_timeout": _ANSWER_SECONDS, "socket_connect_timeout": _ANSWER_SECONDS}
-            self._client, self._owner = redis.Redis.from_url(_URL, **limits), os.getpid()
+            self._client, self._owner = self._new_connection(), os.getpid()
         return self._client
+
+    def _new_connection(self, **options: Any) -> Any:
+        import redis
+
+        limits = {"socket_timeout": _ANSWER_SECONDS, "socket_connect_timeout": _ANSWER_SECONDS}
+        return redis.Redis.from_url(_URL, **limits, **options)
 
 
 if _NAME and _URL.startswith(("redis://", "rediss://", "unix://")):
