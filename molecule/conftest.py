@@ -23,4 +23,5 @@ def pool() -> Pool:
         workers=tuple(Host(f"{group}-w{number}", group) for number in (1, 2, 3)),
         broker=broker,
         broker_url=f"redis://:hush-broker@{broker.address()}:6379/0",
+        engine=os.environ.get("BACKSTEP_ENGINE", "rq"),
     )

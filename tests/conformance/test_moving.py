@@ -23,8 +23,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
 
-from tests.support.bench import TASK, UNKNOWN_TASK, Bench
-from tests.support.ledger import task_id
+from tests.support.bench import TASK, UNKNOWN_TASK, Bench, task_id
 from tests.support.servers import wait_for
 
 NAME = "mail/1.0-a/w1/1"

@@ -20,7 +20,7 @@ from tests.demo.playbooks import Played, play
 from tests.demo.production import Production
 from tests.demo.stand import HOSTS, POOL, PROCESSES, QUEUE, Stand
 from tests.support.bench import Bench
-from tests.support.ledger import Balance, balance
+from tests.support.ledger import Balance, balance, unfinished
 from tools.common import ToolError, wait_for
 
 BROKER_SECONDS = 5.0
@@ -123,18 +123,11 @@ class Story:
     def _drain(self, engine: Engine, bench: Bench) -> None:
         """Let A finish what there is, and the hosts' reapers what is left of B."""
 
-        def unfinished() -> str | None:
-            state = engine.queue_states([QUEUE])[0]
-            # Some may be counted as waiting, but in no worker's reach: what a worker had popped when it was told to
-            # stop. It stays listed until a recovery run, so what is waited for is that nothing is next.
-            left = state.executing or state.scheduled or state.retrying or state.abandoned or bench.order(QUEUE)
-            return str(state) if left or any(worker.current_task for worker in engine.workers()) else None
-
         def not_let_go() -> str | None:
             still = [host for host in HOSTS if len(look(self._stand, host).releases) > 1]
             return f"two releases on {', '.join(still)}" if still else None
 
-        wait_for("A to finish what it can reach", unfinished, timeout=DRAIN_SECONDS)
+        wait_for("A to finish what it can reach", lambda: unfinished(engine, bench, QUEUE), timeout=DRAIN_SECONDS)
         wait_for("B to end everywhere", not_let_go, timeout=DRAIN_SECONDS)
 
     def _summary(self, ending: Ending) -> list[str]:

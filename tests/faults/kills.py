@@ -57,6 +57,7 @@ FAULTS: dict[str, Callable[[Controller, int | None], None]] = {
 }
 # After these the play itself goes on, and has to tell the truth in the end.
 _PLAY_GOES_ON = ("step on the host killed", FROZEN)
+_NEEDS_A_PERSON = "NEEDS A PERSON"
 # Until a host that gives no answer is given up; more than any step takes on a busy machine.
 _STEP_SECONDS = 20
 
@@ -176,7 +177,9 @@ def _aftermath(
         if case.fault == FROZEN:
             _thaw_step(step)
         else:
-            ground.wait_settled(GRACE_SECONDS)
+            # A way back that was cut short is the guard's from then on; the run has failed and named the host.
+            named = status != 0 and _NEEDS_A_PERSON in controller.output
+            ground.wait_settled((ground.confirm_seconds if named else 0) + GRACE_SECONDS)
             found += _one_verdict(ground)
     else:
         controller.wait()

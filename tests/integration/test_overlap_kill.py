@@ -14,7 +14,7 @@ import redis
 from tests.demo.evidence import live_workers
 from tests.demo.playbooks import Played, play
 from tests.demo.stand import QUEUE, Stand, a_stand
-from tests.support.ledger import task_id
+from tests.support.bench import task_id
 from tests.support.ledger_tasks import STARTED
 from tests.support.servers import wait_for
 

@@ -8,7 +8,8 @@ import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine, Selection
 
-from tests.support.ledger import balance, task_id
+from tests.support.bench import task_id
+from tests.support.ledger import balance
 from tests.support.rq_bench import Workers
 from tests.support.servers import wait_for
 

@@ -14,9 +14,9 @@ import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
+from tests.support.bench import task_id
 from tests.support.environment import ansible_environment
 from tests.support.hosts import Host
-from tests.support.ledger import task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.pool import Pool, prepared_pool
 from tests.support.servers import wait_for

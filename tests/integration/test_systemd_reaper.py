@@ -13,7 +13,7 @@ import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
-from tests.support.ledger import task_id
+from tests.support.bench import task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.pool import UNITS, Pool, View, prepared_pool
 from tests.support.servers import wait_for

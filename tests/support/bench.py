@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import redis
 
-from tests.support.ledger import ENQUEUED, task_id
 from tests.support.ledger_tasks import FINISHED, STARTED
 from tests.support.servers import wait_for
 from tools.common import CHECKOUT
@@ -24,10 +23,17 @@ from tools.common import CHECKOUT
 SUPPORT = Path(__file__).resolve().parent
 # What a release of the engine's gets into it, for the worker to load.
 REPORTERS = CHECKOUT / "roles" / "pool" / "files" / "reporters"
+ENQUEUED = "ledger:enqueued"
+ID = "task-"
 TASK = "ledger_tasks.work"
 UNKNOWN_TASK = "app.tasks.unknown"
 # Celery's pool now and then waits half a minute for an answer that its main process gives no more (seen with 5.7).
 _STOP_SECONDS = 60
+
+
+def task_id(number: int) -> str:
+    """The id under which task ``number`` is known to the broker."""
+    return f"{ID}{number}"
 
 
 class Call(NamedTuple):

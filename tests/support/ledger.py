@@ -14,16 +14,10 @@ from dataclasses import dataclass
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import LISTED_STATES, Engine
 
+from tests.support.bench import ENQUEUED, ID, Bench
 from tests.support.ledger_tasks import FAILED, FINISHED, STARTED
 
-ENQUEUED = "ledger:enqueued"
-_ID = "task-"
 _LISTED_AT_MOST = 1_000_000
-
-
-def task_id(number: int) -> str:
-    """The id under which task ``number`` is known to the broker."""
-    return f"{_ID}{number}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ def balance(engine: Engine, ledger_url: str, queues: Sequence[str], announced: C
         for queue in queues:
             present.update(engine.task_ids(queue, state, _LISTED_AT_MOST).ids)
     with redis.Redis.from_url(ledger_url, decode_responses=True) as notes:
-        enqueued = {_ID + str(number) for number in notes.smembers(ENQUEUED)}
+        enqueued = {ID + str(number) for number in notes.smembers(ENQUEUED)}
         started, finished, failed = (_counts(notes, key) for key in (STARTED, FINISHED, FAILED))
     done = enqueued & finished.keys()
     listed = (enqueued & present) - done
@@ -76,5 +70,15 @@ def balance(engine: Engine, ledger_url: str, queues: Sequence[str], announced: C
     )
 
 
+def unfinished(engine: Engine, bench: Bench, queue: str) -> str | None:
+    """None once the workers have done all that they can reach; what else is counted is then only listed.
+
+    Some tasks may count as waiting and be in no worker's reach: what one had popped when it was told to stop.
+    """
+    (state,) = engine.queue_states([queue])
+    left = state.executing or state.scheduled or state.retrying or state.abandoned or bench.order(queue)
+    return str(state) if left or any(worker.current_task for worker in engine.workers()) else None
+
+
 def _counts(notes: redis.Redis, key: str) -> dict[str, int]:
-    return {_ID + str(number): int(times) for number, times in notes.hgetall(key).items()}
+    return {ID + str(number): int(times) for number, times in notes.hgetall(key).items()}
