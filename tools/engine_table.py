@@ -35,6 +35,7 @@ def _seconds(value: float | None) -> str:
 
 _KILL = {"loses": "is lost", "repeats": "runs again", "sticks": "stays where it is until it is recovered"}
 _UNKNOWN = {"dead": "dead, payload kept", "lost": "lost", "retried": "retried", "done": "counted as done"}
+_PUT_BACK = {"first": "goes first", "last": "goes last"}
 _REACH = {"none": "no pause", "process": "a process", "queue": "a queue", "broker": "every queue of the database"}
 # In the order of the fields of ``Capabilities``; a field without a row is an error.
 _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -47,6 +48,7 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "kill_effect": ("a task whose worker is killed", _KILL.__getitem__),
     "stuck_seconds": ("what a killed worker had taken comes back", _seconds),
     "unknown_task": ("a task that the worker doesn't know becomes", _UNKNOWN.__getitem__),
+    "put_back": ("a task that is replayed or recovered", _PUT_BACK.__getitem__),
 }
 
 

@@ -83,7 +83,8 @@ options:
   to:
     description:
       - What becomes of tasks with O(operation=recover). V(waiting) has them run again.
-      - V(dead) treats them as failed, with the retries that they have left.
+      - V(dead) treats them as failed, with the retries that they have left; where the engine has no dead tasks, it
+        parks them.
     type: str
     default: waiting
     choices: [waiting, dead]

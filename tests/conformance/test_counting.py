@@ -55,12 +55,12 @@ def test_each_state_is_counted_and_listed(engine: Engine, bench: Bench) -> None:
     executing = bench.enqueue("mail", 1, 60)
     wait_for("it executes", lambda: [task.id for task in engine.executing(["mail"])] == [executing])
     waiting = [bench.enqueue("mail", number, 0) for number in (2, 3)]
-    scheduled = bench.enqueue("mail", 4, 0, delay=3600)
+    scheduled = [bench.enqueue("mail", 4, 0, delay=3600)] if bench.schedules else []
     kept = engine.capabilities.unknown_task == DEAD
-    load = expected(engine, executing=1, waiting=2, scheduled=1, dead=int(kept))
+    load = expected(engine, executing=1, waiting=2, scheduled=len(scheduled), dead=int(kept))
     wait_for("everything is where it belongs", lambda: counts(engine, "mail") == load)
     listed = {state: sorted(engine.task_ids("mail", state, 10).ids) for state in LISTED_STATES}
-    held = {EXECUTING: [executing], WAITING: waiting, SCHEDULED: [scheduled], DEAD: [unknown] if kept else []}
+    held = {EXECUTING: [executing], WAITING: waiting, SCHEDULED: scheduled, DEAD: [unknown] if kept else []}
     assert listed == {state: held.get(state, []) for state in LISTED_STATES}
     assert [worker.name for worker in engine.workers()] == [name]
 
@@ -169,7 +169,8 @@ def test_missing_rights_are_named(bench: Bench, client: redis.Redis) -> None:
     with open_engine(bench.engine, bench.url.replace("redis://", "redis://narrow:pw@"), 5.0) as engine:
         with pytest.raises(BrokerRefused) as failure:
             engine.check(write=False)
-        assert "+llen" in failure.value.details["missing"]
+        # Each engine's own reading goes through a script or a command that is not granted.
+        assert {"+llen", "+eval"} & set(failure.value.details["missing"])
         with pytest.raises(BrokerRefused):
             engine.queue_states(["mail"])
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
+from ansible_collections.backstep.workers.plugins.module_utils._queue.table import ENGINES
 from rq import Queue
 from rq.suspension import suspend
 
@@ -188,5 +189,5 @@ def test_input_that_cannot_be_used_is_refused(play: Play, client: redis.Redis, e
     assert all(result["failed"] for result in results)
     codes = [result.get("error", {}).get("code") for result in results]
     assert codes == ["bad_input"] * 3 + [None] + ["bad_input"] * 4
-    assert "knows: celery, rq" in results[0]["msg"]
+    assert f"knows: {', '.join(sorted(ENGINES))}." in results[0]["msg"]
     assert engine.pause_state().by_person

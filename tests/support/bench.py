@@ -52,6 +52,8 @@ class Bench(ABC):
 
     engine: str
     """Its name, as the collection's users write it."""
+    schedules = True
+    """Whether its producers can have a task wait until it is due."""
 
     def __init__(self, url: str, folder: Path | None = None, python: str = sys.executable) -> None:
         """:param folder: for the workers' logs; not needed where none is started."""

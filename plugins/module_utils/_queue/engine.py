@@ -64,6 +64,8 @@ class Capabilities:
     """Seconds until a killed worker's task comes back by itself; ``None`` when it doesn't without a recovery step."""
     unknown_task: str
     """What a task comes to whose name the worker doesn't know: ``dead``, ``lost``, ``retried`` or ``done``."""
+    put_back: str = "first"
+    """Where a task goes that is replayed or recovered to waiting: ``first``, before all that wait, or ``last``."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,8 @@ class RecoveredTask:
     queue: str
     worker: Optional[str]
     to: str
-    """The state it is in now: ``waiting``, ``scheduled`` (a retry that is due later) or ``dead``; or ``lost``, when the
-    worker had the only copy of it."""
+    """The state it is in now: ``waiting``, ``scheduled`` (a retry that is due later) or ``dead``; ``parked`` where the
+    engine has no place for dead ones; or ``lost``, when the worker had the only copy of it."""
     started: bool
     """Whether a worker had begun to execute it."""
 
@@ -309,8 +311,10 @@ class Engine(ABC):
 
     @abstractmethod
     def replay(self, queues: Sequence[str], selection: Selection, dry_run: bool = False) -> Moved:
-        """Put parked tasks back where they were: waiting ones in front in their old order, scheduled ones at their due
-        time, dead ones as waiting. State ``dead`` in the selection does the latter without parking first.
+        """Put parked tasks back where they were: waiting ones in front in their old order (or behind what waits, see
+        ``Capabilities.put_back``), scheduled ones at their due time, dead ones as waiting.
+
+        State ``dead`` in the selection does the latter without parking first.
 
         :param selection: states ``parked``, ``dead``.
         """
@@ -327,7 +331,8 @@ class Engine(ABC):
         """Take back at once what dead workers held, what is abandoned, and what a worker has taken and let go of.
 
         :param workers_gone: names of workers whose processes the caller has proven dead, with all their children.
-        :param to: ``waiting`` (run again), or ``dead`` (the engine's own treatment of a failed task, retries included).
+        :param to: ``waiting`` (run again), or ``dead`` (the engine's own treatment of a failed task, retries included;
+            parked where it has none).
         :param wait: for a proof that takes several looks, of a task that no living worker is about to start.
         """
 

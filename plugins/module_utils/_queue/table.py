@@ -48,6 +48,12 @@ def _celery() -> type[Engine]:
     return CeleryEngine
 
 
+def _streams() -> type[Engine]:
+    from .engines.streams import StreamsEngine
+
+    return StreamsEngine
+
+
 ENGINES = {
     "celery": _Entry(
         "redis",
@@ -67,6 +73,12 @@ ENGINES = {
         "redis",
         _rq,
         WorkerDefaults(("{app}/venv/bin/rq", "worker", "--name", "{worker}", "{queues}"), "RQ_REDIS_URL"),
+    ),
+    "streams": _Entry(
+        "redis",
+        _streams,
+        # The app's own program; docs/engines.md says what it has to do.
+        WorkerDefaults(("{app}/venv/bin/python", "{app}/worker.py"), "REDIS_URL"),
     ),
 }
 
