@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make lock`: pins the dependency groups of pyproject.toml, one file per group and Python, with hashes."""
+"""`make lock`: pins the dependency groups of pyproject.toml, one file per group and Python, and Node's, with hashes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from tools import node
 from tools.common import BUILD, LOCKS, ToolError, main, run, say
 from tools.pythons import newest
 
@@ -53,6 +54,7 @@ def work() -> None:
         compile_group(uv, "demo", version, constraint=test)
         compile_group(uv, "collections", version)
     compile_group(uv, "wheelhouse", WHEELHOUSE_PYTHON)
+    node.lock()
 
 
 if __name__ == "__main__":

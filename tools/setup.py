@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tools import content, docker, packages, venv
+from tools import content, docker, node, packages, venv
 from tools.common import BUILD, VENV, ToolError, main
 from tools.pythons import Python, newest
 
@@ -38,7 +38,7 @@ def missing_packages(profile: str) -> list[str]:
     """The Debian packages to install so that the profile's programs are all there."""
     wanted = {"redis-server": "redis-server"}
     if profile != "demo":
-        wanted["git"] = "git"
+        wanted |= {"git": "git", **node.programs()}
     if profile == "test":
         wanted |= docker.programs()
     return [package for program, package in wanted.items() if not packages.have(program)]
@@ -66,6 +66,8 @@ def work() -> None:
         venv.ensure(VENV, python, lock)
         content.link_checkout()
         content.ensure_wheelhouse()
+        if profile != "demo":
+            node.ensure()
         if profile == "test":
             content.ensure_driver_collections(python)
             docker.ensure_engine()
