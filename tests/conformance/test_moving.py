@@ -255,7 +255,7 @@ def test_a_mover_that_is_killed_loses_nothing_and_a_second_run_finishes(engine: 
 
 def test_a_move_next_to_busy_workers_and_producers_loses_nothing(engine: Engine, bench: Bench) -> None:
     for number in range(80):
-        bench.enqueue("mail", number, 0)
+        bench.enqueue("mail", number, 0.02)
     bench.start(NAME, ["mail"])
     wait_for("it has begun", lambda: bench.finished() > 0)
     parked = engine.park(["mail"], ONLY_WAITING, "ana", "")

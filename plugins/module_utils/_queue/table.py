@@ -42,6 +42,12 @@ def _rq() -> type[Engine]:
     return RqEngine
 
 
+def _bullmq() -> type[Engine]:
+    from .engines.bullmq import BullmqEngine
+
+    return BullmqEngine
+
+
 def _celery() -> type[Engine]:
     from .engines.celery import CeleryEngine
 
@@ -55,6 +61,12 @@ def _streams() -> type[Engine]:
 
 
 ENGINES = {
+    "bullmq": _Entry(
+        "redis",
+        _bullmq,
+        # The app's own program; docs/engines.md says what it has to do.
+        WorkerDefaults(("node", "{app}/worker.js"), "REDIS_URL"),
+    ),
     "celery": _Entry(
         "redis",
         _celery,

@@ -1,0 +1,302 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""BullMQ 5 and 6 on Redis, by raw commands and without Node: no job's data is read.
+
+BullMQ registers its workers nowhere but in the names of their connections, and keeps no counts of theirs: what a worker
+has finished is told by the finished jobs that are kept (measured with bullmq 6.7).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+from typing import Any, Optional
+
+from ..._rollout.errors import BadInput, BrokerRefused, PauseRefused
+from ..._rollout.names import parse_worker_name
+from .. import engine as contract
+from ..engine import CANARY_PREFIX, Capabilities, Engine, unique
+from . import _bullmq_scripts as scripts
+from ._bullmq_moves import Move
+from ._redis import RedisLink, text
+from ._redis_moves import BATCH
+
+_RETRYING_COUNTED_AT_MOST = 20 * BATCH
+# Of so many tasks of a queue that finished last it is told who has finished them.
+_FINISHED_LOOKED_AT = 1000
+_STALLED_SECONDS = 90.0
+_CONNECTION = re.compile(r"bull:([A-Za-z0-9+/]+=*):w:(.+)")
+_CANARY_ID = re.compile(re.escape(CANARY_PREFIX) + r"[0-9a-f]{32}-(.*)", re.DOTALL)
+_PLACES = {
+    contract.WAITING: ("wait", "paused", "prioritized"), contract.SCHEDULED: ("delayed",),
+    contract.RETRYING: ("delayed",), contract.DEAD: ("failed",), contract.DEFERRED: ("waiting-children",),
+    contract.PARKED: ("parked",),
+}  # fmt: skip
+# One harmless use of each command that reading takes.
+_READING = (
+    ("SCAN", 0), ("CLIENT", "LIST"), ("EVAL", "return 1", 0), ("LLEN", "bull:a:wait"),
+    ("LRANGE", "bull:a:active", 0, 0), ("LINDEX", "bull:a:wait", -1), ("ZCARD", "bull:a:failed"),
+    ("ZRANGE", "bull:a:failed", 0, 0), ("ZREVRANGE", "bull:a:completed", 0, 0), ("ZSCORE", "bull:a:failed", "b"),
+    ("ZREVRANGEBYSCORE", f"{scripts.OURS}parked:a", 0, 0), ("EXISTS", "bull:a:b:lock"), ("HGET", "bull:a:b", "name"),
+    ("HMGET", "bull:a:b", "name"), ("HEXISTS", "bull:a:meta", "paused"), ("ZCARD", f"{scripts.OURS}parked:a"),
+)  # fmt: skip
+
+
+class BullmqEngine(Engine):
+    """BullMQ 5 and 6 on one Redis database, with its own prefix of keys, ``bull``."""
+
+    name = "bullmq"
+    default_canary = "backstep-canary"
+    capabilities = Capabilities(
+        pause_scope="none",
+        pause_survives_worker_restart=False,
+        pause_survives_broker_restart=False,
+        quiet_can_be_undone=False,
+        uncountable_states=(),
+        counts_failures=False,
+        kill_effect="sticks",
+        stuck_seconds=_STALLED_SECONDS,
+        unknown_task="dead",
+    )
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._link = RedisLink(url, timeout, keys="bull:* and backstep:*")
+
+    def close(self) -> None:
+        self._link.close()
+
+    def check(self, write: bool) -> dict[str, Any]:
+        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
+
+    def known_queues(self) -> list[str]:
+        cursor, keys = b"0", set[str]()
+        while True:
+            cursor, some = self._link.ask("SCAN", cursor, "MATCH", "bull:*:meta", "COUNT", BATCH, "TYPE", "hash")
+            keys.update(map(text, some))
+            if text(cursor) in ("0", ""):
+                break
+        named = {key[len("bull:") : -len(":meta")] for key in keys}
+        return sorted(named.union(*self._listening().values()))
+
+    def queue_states(self, queues: Sequence[str]) -> list[contract.QueueState]:
+        now = self._now()
+        found = self._link.run(scripts.STATES, *queues)
+        listening = Counter(queue for queues in self._listening().values() for queue in queues)
+        return [self._queue_state(queue, facts, now, listening[queue]) for queue, facts in zip(queues, found)]
+
+    def _queue_state(self, queue: str, facts: list[Any], now: float, workers: int) -> contract.QueueState:
+        waiting, delayed, active, unlocked, failed, children, parked, since = facts
+        retrying = self._count_retrying(queue) if delayed else 0
+        return contract.QueueState(
+            queue=queue,
+            waiting=waiting,
+            scheduled=delayed - min(delayed, retrying or 0),
+            executing=active - unlocked,
+            retrying=retrying,
+            dead=failed,
+            parked=parked,
+            abandoned=unlocked,
+            deferred=children,
+            oldest_waiting_seconds=max(0.0, now - _seconds(since)) if since else None,
+            workers=workers,
+        )
+
+    def _count_retrying(self, queue: str) -> Optional[int]:
+        seen = list(islice(self._listed(queue, "delayed"), _RETRYING_COUNTED_AT_MOST))
+        return None if len(seen) == _RETRYING_COUNTED_AT_MOST else sum(is_retry for _known, is_retry in seen)
+
+    def _listed(self, queue: str, place: str) -> Iterator[tuple[str, bool]]:
+        """The ids in a place, the next one first, and whether each is a retry that is due later."""
+        skip, seen = 0, BATCH
+        while seen == BATCH:
+            seen, flat = self._link.run(scripts.LIST, queue, place, skip, BATCH)
+            skip += seen
+            yield from ((text(known), retry == b"1") for known, retry in zip(flat[::2], flat[1::2]))
+
+    def task_ids(self, queue: str, state: str, limit: int) -> contract.TaskIds:
+        ids: list[str] = []
+        for known in self._ids(queue, state):
+            if len(ids) > limit:
+                break
+            if not known.startswith(CANARY_PREFIX):
+                ids.append(known)
+        return contract.TaskIds(tuple(ids[:limit]), len(ids) > limit)
+
+    def _ids(self, queue: str, state: str) -> Iterator[str]:
+        if state in (contract.EXECUTING, contract.ABANDONED):
+            for known, _task, _worker, _started, unlocked in self._active(queue):
+                if bool(unlocked) == (state == contract.ABANDONED):
+                    yield known
+            return
+        for place in _PLACES[state]:
+            for known, is_retry in self._listed(queue, place):
+                if place != "delayed" or is_retry == (state == contract.RETRYING):
+                    yield known
+
+    def _active(self, queue: str) -> list[list[str]]:
+        """Id, task, worker, start, and "1" without a lock, of what workers hold."""
+        flat = [text(fact) for fact in self._link.run(scripts.ACTIVE, queue)]
+        return [flat[at : at + 5] for at in range(0, len(flat), 5)]
+
+    def _listening(self) -> dict[str, list[str]]:
+        """The queues of each worker that is connected, in the order in which it began to listen to them."""
+        found: dict[str, list[str]] = {}
+        clients = [client for client in self._link.ask("CLIENT LIST") if client["db"] == str(self._link.database)]
+        for client in sorted(clients, key=lambda client: int(client["id"])):
+            named = _CONNECTION.fullmatch(client.get("name", ""))
+            queue = _decoded(named.group(1)) if named else None
+            if named and queue and queue not in found.setdefault(named.group(2), []):
+                found[named.group(2)].append(queue)
+        return found
+
+    def workers(self) -> list[contract.WorkerSeen]:
+        listening, now = self._listening(), self._now()
+        queues = unique(queue for some in listening.values() for queue in some)
+        held = {worker: known for queue in queues for known, _task, worker, _started, _lock in self._active(queue)}
+        done = Counter(
+            text(worker)
+            for queue in queues
+            for worker in self._link.run(scripts.FINISHED_BY, queue, _FINISHED_LOOKED_AT)
+        )
+        return [_worker(name, tuple(listening[name]), held.get(name), done[name], now) for name in sorted(listening)]
+
+    def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
+        return [
+            contract.ExecutingTask(
+                id=known,
+                task=task or None,
+                queue=queue,
+                worker=worker or None,
+                started=_seconds(started) if started else None,
+            )
+            for queue in queues
+            for known, task, worker, started, _unlocked in self._active(queue)
+        ]
+
+    def pause_state(self) -> contract.PauseState:
+        """A queue may be paused by a person, and others not: told is a pause of all that there are."""
+        queues = self.known_queues()
+        paused = self._link.ask_all([("HEXISTS", f"bull:{queue}:meta", "paused") for queue in queues])
+        everything = bool(queues) and all(paused)
+        return contract.PauseState(everything, by_person=everything, owner=None, since=None, expires_in=None)
+
+    def pause(
+        self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False
+    ) -> contract.PauseResult:
+        raise PauseRefused(
+            "BullMQ's pause has no end of its own: when whoever set it dies, the queue hands out nothing any more.",
+            left="Nothing was paused.",
+            next_step="Drain the workers with worker_drain, and have them take tasks again with state=running.",
+        )
+
+    def resume(self, owner: str, dry_run: bool = False) -> contract.PauseResult:
+        raise PauseRefused(
+            "Backstep has paused no BullMQ queue, so there is no pause of its own to end.",
+            left="Nothing was changed.",
+            next_step="Have drained workers take tasks again with worker_drain and state=running.",
+        )
+
+    def park(
+        self,
+        queues: Sequence[str],
+        selection: contract.Selection,
+        owner: str,
+        reason: str,
+        dry_run: bool = False,
+    ) -> contract.Moved:
+        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING, contract.DEAD)
+        return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
+
+    def replay(self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False) -> contract.Moved:
+        return Move(self._link, selection, (contract.PARKED, contract.DEAD), dry_run).replay(queues)
+
+    def recover(
+        self,
+        queues: Sequence[str],
+        workers_gone: Collection[str],
+        to: str,
+        wait: contract.Wait = contract.once,
+        dry_run: bool = False,
+    ) -> list[contract.RecoveredTask]:
+        if to not in (contract.WAITING, contract.DEAD):
+            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        want = {
+            "gone": dict.fromkeys(workers_gone, True),
+            "to": to,
+            "dry": dry_run,
+            "why": "Taken back by Backstep: its worker is gone.",
+            "canary": CANARY_PREFIX,
+        }
+        found = []
+        for queue in queues:
+            facts = [text(fact) for fact in self._link.run(scripts.RECOVER, queue, json.dumps(want))]
+            for known, task, worker, state in zip(*[iter(facts)] * 4):
+                found.append(contract.RecoveredTask(known, task or None, queue, worker or None, state, True))
+        return found
+
+    def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
+        ids = [f"{CANARY_PREFIX}{uuid.uuid4().hex}-{queue}" for _number in range(count)]
+        if self._link.run(scripts.SEND_CANARIES, queue, task, seconds, *ids) == b"paused":
+            raise BrokerRefused(
+                f"A person has paused the queue {queue}, so its workers can't be tried with a canary task.",
+                left="The pause goes on as it was, and no canary was sent.",
+                next_step="Have it resumed, with the library's own queue.resume(), and run again.",
+                queues=[queue],
+            )
+        return ids
+
+    def canaries(self, ids: Sequence[str]) -> list[contract.CanaryOutcome]:
+        facts = [fact for known in ids for fact in (_queue_of(known), known)]
+        flat = [text(fact) for fact in self._link.run(scripts.CANARIES, *facts)]
+        return [
+            contract.CanaryOutcome(known, state, worker or None)
+            for known, state, worker in zip(ids, flat[::2], flat[1::2])
+        ]
+
+    def withdraw(self, queue: str, ids: Sequence[str]) -> None:
+        if ids:
+            self._link.run(scripts.WITHDRAW, queue, *ids)
+
+    def _now(self) -> float:
+        seconds, micros = self._link.ask("TIME")
+        return int(seconds) + int(micros) / 1e6
+
+
+def _seconds(milliseconds: Any) -> float:
+    return float(milliseconds) / 1000
+
+
+def _queue_of(canary: str) -> str:
+    found = _CANARY_ID.fullmatch(canary)
+    return found.group(1) if found else ""
+
+
+def _decoded(encoded: str) -> Optional[str]:
+    try:
+        return base64.b64decode(encoded, validate=True).decode("utf-8", "surrogateescape")
+    except binascii.Error:
+        return None  # somebody else's name, which only looks like one of BullMQ's
+
+
+def _worker(name: str, queues: tuple[str, ...], task: Optional[str], done: int, now: float) -> contract.WorkerSeen:
+    parsed = parse_worker_name(name)
+    return contract.WorkerSeen(
+        name=name,
+        parsed=parsed,
+        queues=queues,
+        state="busy" if task else "idle",
+        pid=parsed.pid if parsed else None,
+        hostname=parsed.host if parsed else None,
+        birth=None,
+        last_heartbeat=now,
+        current_task=task,
+        finished=done,
+        failed=None,
+        connected=True,
+    )
