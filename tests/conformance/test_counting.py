@@ -68,13 +68,14 @@ def test_each_state_is_counted_and_listed(engine: Engine, bench: Bench) -> None:
 def test_what_executes_is_told_with_its_worker_and_its_start(engine: Engine, bench: Bench) -> None:
     names = [bench.start(f"mail/1.0-a/w1/{index}", ["mail"]) for index in (1, 2)]
     began = time.time()
-    ids = [bench.enqueue("mail", number, 60) for number in (1, 2)]
+    # One more than they execute: the first may have taken the second one ahead.
+    ids = [bench.enqueue("mail", number, 60) for number in (1, 2, 3)]
     wait_for("both execute", lambda: len(engine.executing(["mail"])) == 2)
     # An engine may list a task as begun a moment before its worker says so of itself.
     wait_for("both workers say so", lambda: all(worker.current_task for worker in engine.workers()))
     found = engine.executing(["mail"])
     assert {task.worker for task in found} == set(names)
-    assert sorted(task.id for task in found) == ids
+    assert len({task.id for task in found} & set(ids)) == 2
     assert {(task.task, task.queue) for task in found} == {(TASK, "mail")}
     assert all(task.started and began - 1 <= task.started <= time.time() + 1 for task in found)
     assert engine.executing(["other"]) == []

@@ -37,12 +37,13 @@ scheduling = pytest.mark.parametrize(
 
 
 def everything(client: redis.Redis) -> dict[bytes, Any]:
-    """All that the broker holds, as bytes; lists by their entries, as a server cuts them into nodes as it likes.
+    """All that the broker holds, as bytes; lists and hashes by their entries, as a server arranges them as it likes.
 
     Left out is what numbers the moves, and the ids in streams, which only grow.
     """
     told: dict[bytes, Callable[[bytes], Any]] = {
         b"list": lambda key: client.lrange(key, 0, -1),
+        b"hash": client.hgetall,
         b"stream": lambda key: [list(fields.items()) for _id, fields in client.xrange(key)],
     }
     keys = [key for key in client.keys("*") if not key.endswith(b":order")]
