@@ -11,7 +11,9 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   engine:
-    description: The queue library. This version knows V(bullmq), V(celery), V(rq) and V(streams), all on Redis.
+    description:
+      - The queue library. This version knows V(bullmq), V(celery), V(dramatiq), V(rq), V(sidekiq) and V(streams), all on
+        Redis.
     type: str
     required: true
   broker_url:

@@ -60,6 +60,12 @@ def _streams() -> type[Engine]:
     return StreamsEngine
 
 
+def _dramatiq() -> type[Engine]:
+    from .engines.dramatiq import DramatiqEngine
+
+    return DramatiqEngine
+
+
 ENGINES = {
     "bullmq": _Entry(
         "redis",
@@ -78,6 +84,20 @@ ENGINES = {
             ),
             broker_variable="CELERY_BROKER_URL",
             reporter="backstep_celery.py",
+            extends=("PYTHONPATH:{config}/backstep",),
+        ),
+    ),
+    "dramatiq": _Entry(
+        "redis",
+        _dramatiq,
+        # The reporter imports the app's modules, which the variable APP names, and hands on their broker. The queues
+        # are last: whatever came after them would be one.
+        WorkerDefaults(
+            command=(
+                "{app}/venv/bin/dramatiq", "backstep_dramatiq:broker", "--processes", "1", "--queues", "{queues}",
+            ),
+            broker_variable="DRAMATIQ_BROKER_URL",
+            reporter="backstep_dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
         ),
     ),
