@@ -43,6 +43,7 @@ _STOP_SECONDS = 10.0
 # What a worker imports as it starts.
 _IMPORTED = {
     "celery": ("amqp", "billiard", "celery", "click", "dateutil", "kombu", "prompt_toolkit", "redis", "vine"),
+    "dramatiq": ("dramatiq", "redis"),
     "rq": ("click", "croniter", "dateutil", "redis", "rq"),
 }
 # Debian's account for what owns no files.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbooks with a Celery app on a real host: a good release, a bad one, the way back, and the ledger."""
+"""The playbooks with an app of each engine on a real host: a good release, a bad one, the way back, and the ledger."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from tests.support.builds import LEDGER_TASKS
 from tests.support.ledger import balance
 from tests.support.servers import wait_for
 
-APP = Path(__file__).resolve().parent / "files" / "celery_letters.py"
+APPS = Path(__file__).resolve().parent / "files"
+# By engine, what has a worker execute one task at a time; the second word of its command.
+OPTIONS = {"celery": "--concurrency=1", "dramatiq": "--threads=1"}
 SECONDS = 60.0
 TASKS = 20
 
 
-@pytest.fixture
-def stand() -> Iterator[Stand]:
+@pytest.fixture(params=sorted(OPTIONS))
+def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     """A broker, hosts, and a build of the app."""
-    with a_stand("celery") as started:
+    with a_stand(request.param) as started:
         build = started.folder / "builds" / "letters"
         build.mkdir(parents=True)
-        for path in (APP, LEDGER_TASKS):
+        for path in (APPS / f"{request.param}_letters.py", LEDGER_TASKS):
             shutil.copy(path, build)
         yield started
 
 
 def deploy(stand: Stand, folder: Path, version: str, **environment: str) -> Played:
-    """Deploy a version to one host with two workers, by the engine's own command but for where Celery is."""
-    _program, *words = worker_defaults("celery").command
+    """Deploy a version to one host with two workers, by the engine's own command but for where that is."""
+    _program, first, *words = worker_defaults(stand.engine).command
     variables: dict[str, Any] = {
         "pool_hosts": HOSTS[0],
         "pool_version": version,
         "pool_source": {"directory": str(stand.folder / "builds" / "letters")},
-        "pool_command": [stand.python, "-m", "celery", *words, "--concurrency=1"],
+        "pool_command": [stand.python, "-m", stand.engine, first, OPTIONS[stand.engine], *words],
         "pool_config": [],
         "pool_env": {
-            "APP": "celery_letters",
+            "APP": f"{stand.engine}_letters",
             "LEDGER_URL": stand.ledger_url,
             "PYTHONPATH": str(stand.libraries),
             **environment,
         },
-        "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": "celery_letters.check"},
+        "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": f"{stand.engine}_letters.check"},
         "pool_drain": {"timeout": SECONDS, "on_timeout": "abort"},
     }
     return play(stand, folder, f"deploy-{version}", "deploy", **variables)
@@ -64,7 +66,7 @@ def versions(stand: Stand) -> list[str]:
 
 def test_a_bad_release_goes_back_and_no_task_is_lost(stand: Stand, tmp_path: Path) -> None:
     producer = stand.bench
-    with open_engine("celery", stand.broker_url, 10.0) as engine:
+    with open_engine(stand.engine, stand.broker_url, 10.0) as engine:
         assert deploy(stand, tmp_path, "1").status == 0
         good = release_of_two_workers(engine)
         for number in range(TASKS):

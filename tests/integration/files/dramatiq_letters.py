@@ -1,0 +1,21 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A Dramatiq app as a pool runs it: named by the variable ``APP``, with a task that tells whether the release works."""
+
+from __future__ import annotations
+
+import os
+
+import dramatiq
+import ledger_tasks  # type: ignore[import-not-found]  # stands beside this file in a release
+from dramatiq.brokers.redis import RedisBroker
+
+dramatiq.set_broker(RedisBroker(url=os.environ["DRAMATIQ_BROKER_URL"]))
+dramatiq.actor(actor_name="ledger_tasks.work", queue_name="letters")(ledger_tasks.work)
+
+
+@dramatiq.actor(actor_name="dramatiq_letters.check", queue_name="letters")
+def check() -> None:
+    """Fail in a release that can't work."""
+    if os.environ.get("MODE") == "bad":
+        raise RuntimeError("this release can't work, as it is meant to")
