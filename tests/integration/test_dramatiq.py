@@ -309,6 +309,7 @@ STRANGE = (
 
 
 def test_a_payload_is_stepped_over_and_comes_back_as_it_was(engine: Engine, client: redis.Redis) -> None:
+    """Whatever it looks like, and however its app's encoder has laid it out."""
     spaced = STRANGE.replace(',"', ' ,\n "').replace('":', '" : ').replace('"2"', "2").encode()
     raw = {b"r": STRANGE.encode(), b"s": spaced}
     client.hset("dramatiq:mail.msgs", mapping={b"r": raw[b"r"]})

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
 from ..engine import ABANDONED, DEAD, EXECUTING, SCHEDULED, WAITING, RecoveredTask
-from . import _dramatiq_scripts as scripts
+from . import _dramatiq_held_scripts as scripts
 from ._redis import RedisLink, text
 from ._redis_moves import BATCH
 
@@ -156,6 +156,11 @@ def recover(
         for held in entries
         if held.redis_id in taken
     ]
+
+
+def forget(link: RedisLink, broker: str) -> None:
+    """Forget a process that has ended, unless it still holds something; its reporter's keys only."""
+    link.run(scripts.FORGET, broker)
 
 
 def _is_nobodys(held: Held, workers_gone: Collection[str]) -> bool:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 OURS = "backstep:dramatiq:"
 
-_READ = """
+# What other scripts read messages with.
+READ = """
 local find, sub, byte, match = string.find, string.sub, string.byte, string.match
 local function after_string(raw, at)
   at = at + 1
@@ -69,9 +70,18 @@ local function read_envelope(raw, place)
   end
   return type(found.id) == 'string' and found or nil
 end
+-- As Dramatiq's own encoder writes it, short and with these fields first and last, a message is read much faster.
+local function read_fast(raw, place)
+  if place == 'later' and find(raw, '"retries"', 1, true) then return nil end
+  local task = match(raw, '^{"queue_name":"[^"\\\\]*","actor_name":"([^"\\\\]*)","args":%[')
+  local id, at = match(sub(raw, -160), ',"message_id":"([^"\\\\]*)","message_timestamp":(%d+)}$')
+  return task and id and {id = id, task = task, at = at, state = place == 'later' and 'scheduled' or place}
+end
 -- place: waiting, later or dead; nil for what is no message as Dramatiq writes them by default
 local function read(raw, place)
   if not raw then return nil end
+  local fast = read_fast(raw, place)
+  if fast then return fast end
   local ok, found = pcall(read_envelope, raw, place)
   return ok and found or nil
 end
@@ -81,7 +91,7 @@ end
 """
 
 _SELECT = (
-    _READ
+    READ
     + """
 local queue, want = ARGV[1], cjson.decode(ARGV[2])
 local parked = 'backstep:dramatiq:parked:' .. queue
@@ -104,40 +114,42 @@ PARK = (
     + """
 local skip, count, place = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local key = base(queue, place)
-local function next_order()
-  local orders = parked .. ':order'
-  if redis.call('HEXISTS', orders, want.owner) == 0 then
-    -- a later call's numbers are all larger, and within a call they fall, since it walks from the last task forward
-    redis.call('HSET', orders, want.owner, redis.call('HINCRBY', orders, '', 1000000000))
-  end
-  return redis.call('HINCRBY', orders, want.owner, -1)
-end
-local ids = place == 'dead' and redis.call('ZRANGE', key, -(skip + count), -(skip + 1))
-  or redis.call('LRANGE', key, -(skip + count), -(skip + 1))
-local moved, states = {}, {}
+local far, near = -(skip + count), -(skip + 1)
+local ids = place == 'dead' and redis.call('ZRANGE', key, far, near) or redis.call('LRANGE', key, far, near)
+local raws = #ids > 0 and redis.call('HMGET', key .. '.msgs', unpack(ids)) or {}
+local moved, states, taken, places = {}, {}, {}, {}
 for i = #ids, 1, -1 do
   if #moved >= want.limit then break end
-  local raw = redis.call('HGET', key .. '.msgs', ids[i])
-  local found = read(raw, place)
+  local found = read(raws[i], place)
   if is_wanted(found) then
     moved[#moved + 1], states[#states + 1] = found.id, found.state
-    if not want.dry then
-      local order, score = next_order(), ''
-      if place == 'dead' then
-        score = redis.call('ZSCORE', key, ids[i])
-        redis.call('ZREM', key, ids[i])
-      else
-        redis.call('LSET', key, -(skip + #ids - i + 1), 'backstep-moved')
-      end
-      redis.call('HDEL', key .. '.msgs', ids[i])
-      local member = table.concat({string.format('%.0f', order), place, score, ids[i]}, '\\0')
-      redis.call('ZADD', parked, order, member)
-      redis.call('HSET', parked .. ':messages', member, raw)
-      redis.call('HSET', parked .. ':why', want.owner, want.reason)
-    end
+    taken[#taken + 1], places[#places + 1] = ids[i], i
   end
 end
-if place ~= 'dead' and #moved > 0 and not want.dry then
+if #moved == 0 or want.dry then return {moved, states, #ids} end
+local orders, members, messages = parked .. ':order', {}, {}
+if redis.call('HEXISTS', orders, want.owner) == 0 then
+  -- a later call's numbers are all larger, and within a call they fall, since it walks from the last task forward
+  redis.call('HSET', orders, want.owner, redis.call('HINCRBY', orders, '', 1000000000))
+end
+local order = redis.call('HINCRBY', orders, want.owner, -#moved) + #moved
+for n, id in ipairs(taken) do
+  local number = string.format('%.0f', order - n)
+  local score = place == 'dead' and redis.call('ZSCORE', key, id) or ''
+  local member = table.concat({number, place, score, id}, '\\0')
+  members[2 * n - 1], members[2 * n] = number, member
+  messages[2 * n - 1], messages[2 * n] = member, raws[places[n]]
+end
+redis.call('ZADD', parked, unpack(members))
+redis.call('HSET', parked .. ':messages', unpack(messages))
+redis.call('HSET', parked .. ':why', want.owner, want.reason)
+redis.call('HDEL', key .. '.msgs', unpack(taken))
+if place == 'dead' then
+  redis.call('ZREM', key, unpack(taken))
+elseif skip == 0 and #moved == #ids then
+  redis.call('LTRIM', key, 0, -(#ids + 1))
+else
+  for _, i in ipairs(places) do redis.call('LSET', key, -(skip + #ids - i + 1), 'backstep-moved') end
   local near_end = skip < redis.call('LLEN', key) / 2
   redis.call('LREM', key, near_end and -#moved or #moved, 'backstep-moved')
 end
@@ -148,10 +160,16 @@ return {moved, states, #ids}
 _PARKED = (
     _SELECT
     + """
-local function read_parked(member)
-  local place, id = match(member, '^%-?%d+%z(.-)%z.-%z(.*)$')
-  local raw = redis.call('HGET', parked .. ':messages', member)
-  return read(raw, place), raw, place, id
+local function read_parked(members)
+  local raws = #members > 0 and redis.call('HMGET', parked .. ':messages', unpack(members)) or {}
+  local i = 0
+  return function()
+    i = i + 1
+    if not members[i] then return nil end
+    local place, id = match(members[i], '^%-?%d+%z(.-)%z.-%z(.*)$')
+    local found = read(raws[i], place)
+    return members[i], is_wanted(found) and found or nil, raws[i], place, id
+  end
 end
 """
 )
@@ -162,20 +180,26 @@ REPLAY_PARKED = (
     _PARKED
     + """
 local members = redis.call('ZREVRANGEBYSCORE', parked, ARGV[5], '-inf', 'LIMIT', ARGV[3], ARGV[4])
-local moved, states = {}, {}
-for _, member in ipairs(members) do
+local moved, states, taken = {}, {}, {}
+local lists, messages = {waiting = {}, later = {}}, {waiting = {}, later = {}}
+for member, found, raw, place, id in read_parked(members) do
   if #moved >= want.limit then break end
-  local found, raw, place, id = read_parked(member)
-  if is_wanted(found) then
+  if found then
     if place == 'dead' then place, found.state = 'waiting', 'waiting' end
-    moved[#moved + 1], states[#states + 1] = found.id, found.state
-    if not want.dry then
-      redis.call('ZREM', parked, member)
-      redis.call('HDEL', parked .. ':messages', member)
-      if redis.call('EXISTS', parked) == 0 then redis.call('DEL', parked .. ':why') end
-      redis.call('HSET', base(queue, place) .. '.msgs', id, raw)
-      redis.call('LPUSH', base(queue, place), id)
-    end
+    moved[#moved + 1], states[#states + 1], taken[#taken + 1] = found.id, found.state, member
+    table.insert(lists[place], id)
+    table.insert(messages[place], id)
+    table.insert(messages[place], raw)
+  end
+end
+if #moved == 0 or want.dry then return {moved, states, #members} end
+redis.call('ZREM', parked, unpack(taken))
+redis.call('HDEL', parked .. ':messages', unpack(taken))
+if redis.call('EXISTS', parked) == 0 then redis.call('DEL', parked .. ':why') end
+for place, ids in pairs(lists) do
+  if #ids > 0 then
+    redis.call('HSET', base(queue, place) .. '.msgs', unpack(messages[place]))
+    redis.call('LPUSH', base(queue, place), unpack(ids))
   end
 end
 return {moved, states, #members}
@@ -188,9 +212,9 @@ FIND_LIMIT = (
     + """
 local members = redis.call('ZRANGE', parked, ARGV[3], ARGV[3] + ARGV[4] - 1)
 local matches, last = 0, ''
-for _, member in ipairs(members) do
+for member, found in read_parked(members) do
   if matches >= want.limit then break end
-  if is_wanted((read_parked(member))) then
+  if found then
     matches = matches + 1
     last = redis.call('ZSCORE', parked, member)
   end
@@ -226,7 +250,7 @@ return {moved, #ids}
 
 # ARGV: queue, place (waiting, dead or parked), skip, count -> {entries seen, ids}; the next one, or the oldest, first.
 LIST_TASKS = (
-    _READ
+    READ
     + """
 local queue, place, skip, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local key, messages = base(queue, place), base(queue, place) .. '.msgs'
@@ -235,9 +259,10 @@ if place == 'parked' then
   messages = key .. ':messages'
 end
 local entries = redis.call(place == 'waiting' and 'LRANGE' or 'ZRANGE', key, skip, skip + count - 1)
+local raws = #entries > 0 and redis.call('HMGET', messages, unpack(entries)) or {}
 local ids = {}
-for _, entry in ipairs(entries) do
-  local found = read(redis.call('HGET', messages, entry), place)
+for i = 1, #entries do
+  local found = read(raws[i], place)
   if found then ids[#ids + 1] = found.id end
 end
 return {#entries, ids}
@@ -246,7 +271,7 @@ return {#entries, ids}
 
 # ARGV: queue, cursor, count -> {next cursor, ids, states} of what is due later, in a list or in a worker's memory.
 LIST_LATER = (
-    _READ
+    READ
     + """
 local page = redis.call('HSCAN', base(ARGV[1], 'later') .. '.msgs', ARGV[2], 'COUNT', ARGV[3])
 local ids, states = {}, {}
@@ -257,111 +282,6 @@ end
 return {page[1], ids, states}
 """
 )
-
-# ARGV: queue, skip, count (of processes that have a heartbeat) -> {now, time of the next task or "", tasks that wait in
-# the list, are due later, are dead, are parked, processes seen, then for each process that holds something: broker id,
-# its heartbeat, {worker, beat, timeout, ended}, how many it holds for later, {Redis id, note of its beginning or "",
-# id, task, time of enqueueing, then those of the next one}}.
-LOOK = (
-    _READ
-    + """
-local queue, skip, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local key, messages = base(queue), base(queue) .. '.msgs'
-local next_id = redis.call('LINDEX', key, 0)
-local next_one = next_id and read(redis.call('HGET', messages, next_id), 'waiting')
-local members = redis.call('ZRANGE', 'dramatiq:__heartbeats__', skip, skip + count - 1, 'WITHSCORES')
-local time = redis.call('TIME')
-local answer = {
-  time[1] .. '.' .. string.format('%06d', time[2]), next_one and next_one.at or '',
-  redis.call('LLEN', key), redis.call('HLEN', base(queue, 'later') .. '.msgs'),
-  redis.call('ZCARD', base(queue, 'dead')), redis.call('ZCARD', 'backstep:dramatiq:parked:' .. queue), #members / 2
-}
-for i = 1, #members, 2 do
-  local broker = members[i]
-  local acks = 'dramatiq:__acks__.' .. broker .. '.' .. queue
-  local taken, later = redis.call('SMEMBERS', acks), redis.call('SCARD', acks .. '.DQ')
-  if #taken > 0 or later > 0 then
-    local facts = {}
-    for _, id in ipairs(taken) do
-      local raw = redis.call('HGET', messages, id)
-      if raw then
-        local found = read(raw, 'waiting') or {id = id, task = '', at = ''}
-        local note = redis.call('HGET', 'backstep:dramatiq:executing:' .. broker, id)
-        local task = type(found.task) == 'string' and found.task or ''
-        for _, fact in ipairs({id, note or '', found.id, task, found.at}) do facts[#facts + 1] = fact end
-      end
-    end
-    local process = redis.call('HMGET', 'backstep:dramatiq:process:' .. broker, 'worker', 'beat', 'timeout', 'ended')
-    for field = 1, 4 do process[field] = process[field] or '' end
-    for _, part in ipairs({broker, members[i + 1], process, later, facts}) do answer[#answer + 1] = part end
-  end
-end
-return answer
-"""
-)
-
-# ARGV: queue, broker id, cursor, count -> {next cursor, {Redis id, id, task, time, state, then those of the next one}}
-# of what it holds for later.
-HELD_FOR_LATER = (
-    _READ
-    + """
-local acks = 'dramatiq:__acks__.' .. ARGV[2] .. '.' .. ARGV[1] .. '.DQ'
-local page = redis.call('SSCAN', acks, ARGV[3], 'COUNT', ARGV[4])
-local facts = {}
-for _, id in ipairs(page[2]) do
-  local raw = redis.call('HGET', base(ARGV[1], 'later') .. '.msgs', id)
-  if raw then
-    local found = read(raw, 'later') or {id = id, task = '', at = '', state = 'scheduled'}
-    local task = type(found.task) == 'string' and found.task or ''
-    for _, fact in ipairs({id, found.id, task, found.at, found.state}) do facts[#facts + 1] = fact end
-  end
-end
-return {page[1], facts}
-"""
-)
-
-# ARGV: queue, then for each: broker id, its heartbeat if it must be what it was or "", place to take it from (waiting
-# or later), place for it (waiting, later or dead), Redis id -> Redis ids that were taken back, of which the first given
-# comes first.
-TAKE_BACK = (
-    _READ
-    + """
-local queue, taken, time = ARGV[1], {}, redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-for i = #ARGV - 4, 2, -5 do
-  local broker, beat, from, to, id = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  local source, target = base(queue, from), base(queue, to)
-  local acks = 'dramatiq:__acks__.' .. broker .. '.' .. queue .. (from == 'later' and '.DQ' or '')
-  local silent = beat == '' or redis.call('ZSCORE', 'dramatiq:__heartbeats__', broker) == beat
-  if silent and redis.call('SREM', acks, id) == 1 then
-    local raw = redis.call('HGET', source .. '.msgs', id)
-    if raw then
-      taken[#taken + 1] = id
-      if to == 'dead' then
-        redis.call('HDEL', source .. '.msgs', id)
-        redis.call('HSET', target .. '.msgs', id, raw)
-        redis.call('ZADD', target, now, id)
-      else
-        redis.call('LPUSH', target, id)
-      end
-    end
-  end
-end
-return taken
-"""
-)
-
-# ARGV: broker id. Forgets a process that holds nothing in the queues that it had; only its reporter's keys.
-FORGET = """
-local process = 'backstep:dramatiq:process:' .. ARGV[1]
-local queues = redis.call('HGET', process, 'queues') or ''
-for queue in string.gmatch(queues, '[^,]+') do
-  local acks = 'dramatiq:__acks__.' .. ARGV[1] .. '.' .. queue
-  if redis.call('SCARD', acks) + redis.call('SCARD', acks .. '.DQ') > 0 then return end
-end
-redis.call('DEL', process, 'backstep:dramatiq:executing:' .. ARGV[1])
-redis.call('ZREM', 'backstep:dramatiq:processes', ARGV[1])
-"""
 
 # ARGV: scratch name -> commands that were refused, with what was said. Leaves nothing behind.
 PROVE_RIGHTS = """

@@ -14,7 +14,7 @@ from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, Engine
 from . import _dramatiq_scripts as scripts
 from ._dramatiq_canaries import HEARD_OF_SECONDS, outcomes, send, withdraw
-from ._dramatiq_held import SILENT_SECONDS, Look, look, read_note, recover
+from ._dramatiq_held import SILENT_SECONDS, Look, forget, look, read_note, recover
 from ._dramatiq_moves import Move
 from ._redis import RedisLink, text
 from ._redis_moves import BATCH
@@ -238,7 +238,7 @@ class DramatiqEngine(Engine):
         names = self._link.ask_all([("HMGET", key, "worker", "ended") for key in keys])
         for broker, (name, ended) in zip(brokers, names):
             if ended or text(name) in workers:
-                self._link.run(scripts.FORGET, broker)
+                forget(self._link, broker)
 
     def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
         return send(self._link, queue, task, count, seconds)
