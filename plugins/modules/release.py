@@ -64,7 +64,8 @@ options:
     description:
       - The worker's command as a list. C({queues}), C({worker}), C({app}), C({config}) and C({release}) are filled
         in. An item that is just C({queues})
-        becomes one argument a queue. The default is the engine's own worker in C(app/venv).
+        becomes one argument a queue, and one that contains C({queue}) is repeated for each. The default is the
+        engine's own worker.
     type: list
     elements: str
     default: []

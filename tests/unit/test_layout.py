@@ -57,6 +57,11 @@ def test_a_command_is_filled_in_and_the_worker_s_name_is_left_to_the_launcher() 
     assert expand_command(SPEC.command, SPEC.id, LAYOUT, ["high", "low"]) == expected
 
 
+def test_an_option_is_repeated_for_each_queue() -> None:
+    given = ["worker", "--queue={queue}"]
+    assert expand_command(given, SPEC.id, LAYOUT, ["high", "low"]) == ["worker", "--queue=high", "--queue=low"]
+
+
 def test_a_variable_is_extended_by_a_path_of_the_release() -> None:
     extended = replace(SPEC, extends=["RUBYOPT -r{config}/backstep/reporter.rb"])
     expected = "--extend=RUBYOPT -r/opt/backstep/mail/releases/1.0-aaaaaaaa/config/backstep/reporter.rb"

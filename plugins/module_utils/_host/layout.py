@@ -171,10 +171,13 @@ def expand_command(command: list[str], release: str, layout: Layout, queues: lis
     """The arguments of one process; ``{worker}`` stays in, as the launcher alone knows the process id."""
     result: list[str] = []
     for given in command:
+        filled = fill_in(given, release, layout)
         if given == "{queues}":
             result.extend(queues)
+        elif "{queue}" in given:
+            result.extend(filled.replace("{queue}", queue) for queue in queues)
         else:
-            result.append(fill_in(given, release, layout).replace("{queues}", ",".join(queues)))
+            result.append(filled.replace("{queues}", ",".join(queues)))
     return result
 
 
