@@ -12,8 +12,8 @@ class ModuleDocFragment:
 options:
   engine:
     description:
-      - The queue library. This version knows V(bullmq), V(celery), V(dramatiq), V(rq), V(sidekiq) and V(streams), all on
-        Redis.
+      - The queue library. This version knows V(bullmq), V(celery), V(dramatiq), V(rq), V(sidekiq) and V(streams), all
+        on Redis.
     type: str
     required: true
   broker_url:

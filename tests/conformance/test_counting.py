@@ -14,6 +14,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
     DEAD,
     EXECUTING,
     LISTED_STATES,
+    RETRYING,
     SCHEDULED,
     WAITING,
     Engine,
@@ -56,11 +57,11 @@ def test_each_state_is_counted_and_listed(engine: Engine, bench: Bench) -> None:
     wait_for("it executes", lambda: [task.id for task in engine.executing(["mail"])] == [executing])
     waiting = [bench.enqueue("mail", number, 0) for number in (2, 3)]
     scheduled = [bench.enqueue("mail", 4, 0, delay=3600)] if bench.schedules else []
-    kept = engine.capabilities.unknown_task == DEAD
-    load = expected(engine, executing=1, waiting=2, scheduled=len(scheduled), dead=int(kept))
+    kept = {DEAD: DEAD, "retried": RETRYING}.get(engine.capabilities.unknown_task)
+    load = expected(engine, executing=1, waiting=2, scheduled=len(scheduled), **({kept: 1} if kept else {}))
     wait_for("everything is where it belongs", lambda: counts(engine, "mail") == load)
     listed = {state: sorted(engine.task_ids("mail", state, 10).ids) for state in LISTED_STATES}
-    held = {EXECUTING: [executing], WAITING: waiting, SCHEDULED: scheduled, DEAD: [unknown] if kept else []}
+    held = {EXECUTING: [executing], WAITING: waiting, SCHEDULED: scheduled, kept: [unknown]}
     assert listed == {state: held.get(state, []) for state in LISTED_STATES}
     assert [worker.name for worker in engine.workers()] == [name]
 
@@ -76,7 +77,7 @@ def test_what_executes_is_told_with_its_worker_and_its_start(engine: Engine, ben
     found = engine.executing(["mail"])
     assert {task.worker for task in found} == set(names)
     assert len({task.id for task in found} & set(ids)) == 2
-    assert {(task.task, task.queue) for task in found} == {(TASK, "mail")}
+    assert {(task.task, task.queue) for task in found} == {(bench.named(TASK), "mail")}
     assert all(task.started and began - 1 <= task.started <= time.time() + 1 for task in found)
     assert engine.executing(["other"]) == []
     workers = {worker.name: worker for worker in engine.workers()}

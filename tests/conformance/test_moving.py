@@ -103,7 +103,7 @@ def test_a_delay_is_kept_to(engine: Engine, bench: Bench) -> None:
 
 def test_only_what_is_selected_moves_and_the_rest_keeps_its_order(engine: Engine, bench: Bench) -> None:
     bench.fill("mail", 1500, lambda number: UNKNOWN_TASK if number % 3 == 0 else TASK)
-    parked = engine.park(["mail"], Selection(states=("waiting",), tasks=(UNKNOWN_TASK,)), "ana", "")
+    parked = engine.park(["mail"], Selection(states=("waiting",), tasks=(bench.named(UNKNOWN_TASK),)), "ana", "")
     assert parked.count == 500
     assert bench.order("mail") == [task_id(number) for number in range(1500) if number % 3]
     engine.replay(["mail"], ONLY_PARKED)
@@ -114,7 +114,7 @@ def test_an_unknown_task_waits_for_a_worker_that_knows_it(engine: Engine, bench:
     """What a rollback is about: the release that comes back doesn't know the newer one's tasks."""
     unknown = bench.enqueue("mail", 1, task=UNKNOWN_TASK)
     bench.enqueue("mail", 2, 0)
-    parked = engine.park(["mail"], Selection(states=("waiting",), tasks=(UNKNOWN_TASK,)), "ana", "")
+    parked = engine.park(["mail"], Selection(states=("waiting",), tasks=(bench.named(UNKNOWN_TASK),)), "ana", "")
     assert parked.ids == (unknown,)
     bench.start(NAME, ["mail"])
     wait_for("the other one is done", lambda: bench.executions(2) == (1, 1))

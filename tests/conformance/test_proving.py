@@ -12,7 +12,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.proving import Proof, Trial
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
-from tests.support.bench import Bench
+from tests.support.bench import FAILING_TASK, Bench
 from tests.support.servers import free_port, wait_for
 from tests.support.trials import PREFIX, RELEASE, process, trial
 
@@ -71,7 +71,7 @@ def test_the_wrong_queue_is_bad_at_once(engine: Engine, bench: Bench) -> None:
 def test_a_canary_that_fails_is_bad(engine: Engine, client: redis.Redis, bench: Bench) -> None:
     name = bench.start(f"{PREFIX}/1", ["mail"])
     began = time.monotonic()
-    assert trial(engine, name, canary="ledger_tasks.fail")[1] == "bad"
+    assert trial(engine, name, canary=bench.named(FAILING_TASK))[1] == "bad"
     assert time.monotonic() - began < 10
     assert engine.queue_states(["mail"])[0].dead in (0, None)
     assert engine.workers()[0].failed in (0, None)

@@ -26,6 +26,7 @@ REPORTERS = CHECKOUT / "roles" / "pool" / "files" / "reporters"
 ENQUEUED = "ledger:enqueued"
 ID = "task-"
 TASK = "ledger_tasks.work"
+FAILING_TASK = "ledger_tasks.fail"
 UNKNOWN_TASK = "app.tasks.unknown"
 # Celery's pool now and then waits half a minute for an answer that its main process gives no more (seen with 5.7).
 _STOP_SECONDS = 60
@@ -73,6 +74,10 @@ class Bench(ABC):
 
         :param log: what it has written so far.
         """
+
+    def named(self, task: str) -> str:
+        """How the engine calls a task of these tests."""
+        return task
 
     @abstractmethod
     def send(self, queue: str, known_as: str, call: Call) -> None:

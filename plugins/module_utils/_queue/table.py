@@ -16,7 +16,7 @@ class WorkerDefaults(NamedTuple):
     """How a release's workers are started unless the pool says otherwise."""
 
     command: tuple[str, ...]
-    """``{app}``, ``{worker}`` and ``{queues}`` are filled in on the host."""
+    """``{app}``, ``{worker}`` and ``{queues}`` are filled in on the host; ``{queue}`` repeats its item for each."""
     broker_variable: str
     """The environment variable in which the worker expects the broker's URL, which must never be an argument."""
     reporter: str = ""
@@ -66,6 +66,12 @@ def _dramatiq() -> type[Engine]:
     return DramatiqEngine
 
 
+def _sidekiq() -> type[Engine]:
+    from .engines.sidekiq import SidekiqEngine
+
+    return SidekiqEngine
+
+
 ENGINES = {
     "bullmq": _Entry(
         "redis",
@@ -105,6 +111,17 @@ ENGINES = {
         "redis",
         _rq,
         WorkerDefaults(("{app}/venv/bin/rq", "worker", "--name", "{worker}", "{queues}"), "RQ_REDIS_URL"),
+    ),
+    "sidekiq": _Entry(
+        "redis",
+        _sidekiq,
+        # A week: how long tasks may take to end is the drain's to decide, and Sidekiq would begin them anew after 25 s.
+        WorkerDefaults(
+            command=("bundle", "exec", "sidekiq", "--timeout=604800", "--queue={queue}"),
+            broker_variable="REDIS_URL",
+            reporter="backstep_sidekiq.rb",
+            extends=("RUBYOPT -r{config}/backstep/backstep_sidekiq.rb",),
+        ),
     ),
     "streams": _Entry(
         "redis",
