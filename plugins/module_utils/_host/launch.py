@@ -39,6 +39,8 @@ def main() -> None:
         name = extension[: re.search(r"\W|$", extension).start()]  # type: ignore[union-attr]  # it always matches
         separator, text = extension[len(name)], extension[len(name) + 1 :]
         os.environ[name] = separator.join(filter(None, (text, os.environ.get(name))))
+    # What execvp imports to look for a program on PATH may lie where the worker's user can't read it.
+    os.get_exec_path()
     if options.user and os.geteuid() == 0:
         entry = pwd.getpwnam(options.user)
         os.initgroups(options.user, entry.pw_gid)
