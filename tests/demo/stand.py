@@ -45,6 +45,7 @@ _IMPORTED = {
     "celery": ("amqp", "billiard", "celery", "click", "dateutil", "kombu", "prompt_toolkit", "redis", "vine"),
     "dramatiq": ("dramatiq", "redis"),
     "rq": ("click", "croniter", "dateutil", "redis", "rq"),
+    "sidekiq": ("redis",),
 }
 # Debian's account for what owns no files.
 _UNPRIVILEGED = "nobody"
