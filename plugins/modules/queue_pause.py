@@ -14,7 +14,7 @@ description:
   - A pause that a person made stays as it is, whether it was there before the lease or came during it.
   - RQ can only pause a whole Redis database; see O(reach). Its idle workers take one more task each before they see
     the pause; see O(wait).
-  - Celery has no pause that ends by itself, and Dramatiq none. Both are refused; see M(backstep.workers.worker_drain).
+  - An engine without a pause that ends by itself is refused (all but RQ, so far); see M(backstep.workers.worker_drain).
 author:
   - Backstep contributors (@backstep)
 extends_documentation_fragment:

@@ -114,6 +114,7 @@ def test_what_is_recovered_runs_first_again_however_often_its_worker_dies(
         (told,) = engine.recover(QUEUES, [name], WAITING)
         assert (told.id, told.to) == (task_id(1), WAITING)
         assert workers.order("mail") == [task_id(1), *others]
+        assert (client.zscore("bull:mail:prioritized", task_id(1)) is not None) == (priority > 0)
     assert not client.hexists(f"bull:mail:{task_id(1)}", "stc")
     assert not client.exists("bull:mail:stalled", f"bull:mail:{task_id(1)}:lock")
 
@@ -220,6 +221,19 @@ def test_what_lost_its_lock_is_abandoned_and_taken_back_without_a_name(
     (told,) = engine.recover(QUEUES, [], WAITING)
     assert (told.id, told.worker) == (task_id(1), name)
     assert not client.exists("bull:mail:stalled")
+
+
+def test_a_withdrawn_canary_leaves_nothing_in_the_queue(engine: Engine, workers: Workers, client: redis.Redis) -> None:
+    (waiting,) = engine.send_canary("mail", engine.default_canary, 1, 60)
+    engine.withdraw("mail", [waiting])
+    name = workers.start(NAME, QUEUES)
+    for task, state in ((engine.default_canary, "finished"), ("ledger_tasks.fail", "failed")):
+        (sent,) = engine.send_canary("mail", task, 1, 60)
+        wait_for("it has ended", lambda sent=sent: engine.canaries([sent])[0].worker == name)
+        wait_for(state, lambda sent=sent, state=state: engine.canaries([sent])[0].state == state)
+        engine.withdraw("mail", [sent])
+    assert not client.exists(*(f"bull:mail:{place}" for place in ("wait", "active", "completed", "failed")))
+    assert client.keys("*canary*") == []
 
 
 def test_a_workers_queues_are_told_in_its_own_order(engine: Engine, workers: Workers, redis_url: str) -> None:
