@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
@@ -11,6 +13,10 @@ from tools.common import BUILD
 
 # Later in this list is later in the run; a test without any of these marks comes first.
 COSTS = ("lint", "container", "sanity", "matrix", "molecule")
+# With several processes these are one's alone: hosts in containers at the same time would be slower, not faster.
+_CONTAINERS = ("container", "molecule")
+_FAULTS = BUILD / "faults" / "report.md"
+_BEGAN = time.time()
 
 set_hypothesis_home_dir(BUILD / "hypothesis")
 
@@ -33,3 +39,13 @@ def cost(item: pytest.Item) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests in the order of their cost, keeping the order of files and tests within a cost."""
     items.sort(key=cost)
+    for item in items:
+        on_containers = any(mark.name in _CONTAINERS for mark in item.iter_markers())
+        item.add_marker(pytest.mark.xdist_group("containers" if on_containers else str(item.path)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the table of the faults that this run has tried."""
+    if _FAULTS.exists() and _FAULTS.stat().st_mtime >= _BEGAN:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(_FAULTS.read_text(encoding="utf-8"))

@@ -42,11 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show the table, and leave it in build/faults."""
-    table = config.stash.get(_TABLE, None)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leave the table in build/faults, where the end of the whole run shows it."""
+    table = session.config.stash.get(_TABLE, None)
     if table and table.runs:
         table.write(BUILD / "faults")
-        terminalreporter.section(f"faults (seed {table.seed})")
-        for line in table.lines():
-            terminalreporter.write_line(line)
