@@ -96,11 +96,13 @@ ENGINES = {
     "dramatiq": _Entry(
         "redis",
         _dramatiq,
-        # The reporter imports the app's modules, which the variable APP names, and hands on their broker. The queues
-        # are last: whatever came after them would be one.
+        # The reporter imports the app's modules, which the variable APP names, and hands on their broker. A week: how
+        # long tasks may take to end is the drain's to decide, and Dramatiq would cut them off after ten minutes. The
+        # queues are last: whatever came after them would be one.
         WorkerDefaults(
             command=(
-                "{app}/venv/bin/dramatiq", "backstep_dramatiq:broker", "--processes", "1", "--queues", "{queues}",
+                "{app}/venv/bin/dramatiq", "backstep_dramatiq:broker", "--processes=1",
+                "--worker-shutdown-timeout=604800000", "--queues", "{queues}",
             ),
             broker_variable="DRAMATIQ_BROKER_URL",
             reporter="backstep_dramatiq.py",
