@@ -15,8 +15,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
 from tests.demo.evidence import live_workers
 from tests.demo.playbooks import Played, play
 from tests.demo.stand import HOSTS, QUEUE, Stand, a_stand
-from tests.support.bench import SUPPORT
-from tests.support.ledger import balance, task_id
+from tests.support.bench import SUPPORT, task_id
+from tests.support.ledger import balance
 from tests.support.servers import wait_for
 
 FILES = Path(__file__).resolve().parent / "files"
