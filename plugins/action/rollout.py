@@ -13,11 +13,13 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
+from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_times
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder import require_drain_time
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
@@ -42,6 +44,10 @@ OPTIONS: dict[str, Any] = {
     "hooks": {"type": "dict", "default": {}},
     **SCHEDULER_OPTIONS,
     "wave_seconds": {"type": "float", "default": 0.0},
+    "engine": {"type": "str", "default": ""},
+    "command": {"type": "list", "elements": "str", "default": []},
+    "drain_timeout": {"type": "float", "default": 0.0},
+    "visibility_timeout": {"type": "float", "default": 0.0},
     "answers": {"type": "str", "default": ""},
     "broker": {"type": "dict", "default": {}},
     "plan": {"type": "dict", "default": {}},
@@ -101,6 +107,8 @@ class ActionModule(ActionBase):
         if params["kind"] == "deploy":
             fleet.require_unpaused(params["broker"])
             schedulers.require_host(scheduler, params["all_hosts"])
+            times = worker_times(params["engine"], params["command"], params["visibility_timeout"])
+            require_drain_time(params["engine"], params["drain_timeout"], times)
             plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"], scheduler)
             fleet.hold_consuming(
                 plan,

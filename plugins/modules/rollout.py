@@ -57,6 +57,26 @@ options:
     type: list
     elements: raw
     default: []
+  engine:
+    description: The queue library. Only for a deploy.
+    type: str
+    default: ''
+  command:
+    description: The worker's command, where it is not the engine's default. Only for a deploy.
+    type: list
+    elements: str
+    default: []
+  drain_timeout:
+    description:
+      - How many seconds tasks may take to end. A deploy is refused when the engine's workers would cut them off before,
+        or give them out again.
+    type: float
+    default: 0.0
+  visibility_timeout:
+    description: After how many seconds the engine gives a task out again that was taken and not acknowledged, where the
+      app sets that. 0 means the engine's default.
+    type: float
+    default: 0.0
   min_consuming:
     description: How many worker processes have to consume each queue at every moment, as a number or a percentage of
       those that the pool will have. Empty or 0 means none.

@@ -184,6 +184,10 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"pool_source": {"archive": "/no/app.tar", "checksum": "sha256:00"}},
         ["/no/app.tar is not a file on the controller"],
     ),
+    "worker that gives up before the drain": (
+        {"pool_engine": "sidekiq", "pool_command": ["sidekiq"]},
+        ["after 25 s by itself", "pool_command --timeout (seconds)"],
+    ),
     "waves": ({"pool_waves": ["half"]}, ["pool_waves has 'half'"]),
     "waves that take too long": (
         {"pool_confirm_timeout": 5},

@@ -6,10 +6,34 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Callable, NamedTuple
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional
 
 from .._rollout.errors import BadInput
+from .._rollout.ladder import WorkerTimes
 from .engine import Capabilities, Engine
+
+
+class StopOption(NamedTuple):
+    """The option of a worker's command that says after how long it cuts off its tasks when it is told to stop."""
+
+    names: tuple[str, ...]
+    default: float
+    """Seconds, where the option isn't given."""
+    unit: float = 1.0
+    """Of its number, in seconds."""
+
+    def __str__(self) -> str:
+        return f"{self.names[0]} ({'seconds' if self.unit == 1 else 'milliseconds'})"
+
+    def seconds(self, command: Sequence[str]) -> float:
+        """What a command says."""
+        for place, word in enumerate(command):
+            name, _equals, value = word.partition("=")
+            given = value or next(iter(command[place + 1 :]), "")
+            if name in self.names and given.isdecimal():
+                return int(given) * self.unit
+        return self.default
 
 
 class WorkerDefaults(NamedTuple):
@@ -25,6 +49,10 @@ class WorkerDefaults(NamedTuple):
     extends: tuple[str, ...] = ()
     """Environment variables that have the worker load the reporter: the name, a separator of one character, and what is
     put before the value that the variable has already."""
+    stop: Optional[StopOption] = None
+    """``None`` when its workers wait for their tasks as long as these take."""
+    again_seconds: Optional[float] = None
+    """After which a task is given out again that a living worker has taken and not acknowledged; ``None``: never."""
 
 
 class _Entry(NamedTuple):
@@ -91,6 +119,7 @@ ENGINES = {
             broker_variable="CELERY_BROKER_URL",
             reporter="backstep_celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
+            again_seconds=3600,
         ),
     ),
     "dramatiq": _Entry(
@@ -107,6 +136,7 @@ ENGINES = {
             broker_variable="DRAMATIQ_BROKER_URL",
             reporter="backstep_dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
+            stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
         ),
     ),
     "rq": _Entry(
@@ -123,6 +153,7 @@ ENGINES = {
             broker_variable="REDIS_URL",
             reporter="backstep_sidekiq.rb",
             extends=("RUBYOPT -r{config}/backstep/backstep_sidekiq.rb",),
+            stop=StopOption(("--timeout", "-t"), default=25),
         ),
     ),
     "streams": _Entry(
@@ -151,6 +182,21 @@ def worker_defaults(name: str) -> WorkerDefaults:
     :raises BadInput: the engine is unknown.
     """
     return _entry(name).worker
+
+
+def worker_times(name: str, command: Sequence[str], visibility_seconds: float) -> WorkerTimes:
+    """When an engine's workers end a task by themselves; needs no client library.
+
+    :param command: the pool's own, or nothing for the engine's default.
+    :param visibility_seconds: what the app sets in place of the engine's own, or 0.
+    :raises BadInput: the engine is unknown.
+    """
+    defaults = _entry(name).worker
+    stop = defaults.stop
+    again = (visibility_seconds or defaults.again_seconds) if defaults.again_seconds else None
+    if stop is None:
+        return WorkerTimes(again=again)
+    return WorkerTimes(stop.seconds(command or defaults.command), str(stop), again)
 
 
 def capabilities(name: str) -> Capabilities:
