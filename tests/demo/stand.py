@@ -46,6 +46,7 @@ _IMPORTED = {
     "dramatiq": ("dramatiq", "redis"),
     "rq": ("click", "croniter", "dateutil", "redis", "rq"),
     "sidekiq": ("redis",),
+    "streams": ("redis",),
 }
 # Debian's account for what owns no files.
 _UNPRIVILEGED = "nobody"
