@@ -17,6 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import (
     ENGINES,
     capabilities,
+    rights,
     worker_defaults,
 )
 
@@ -61,6 +62,7 @@ def table() -> str:
     rows += [[title, *(tell(found[name][key]) for name in names)] for key, (title, tell) in _ROWS.items()]
     rows.append(["the default command", *(f"`{' '.join(worker_defaults(name).command)}`" for name in names)])
     rows.append(["the broker's URL is read from", *(f"`{worker_defaults(name).broker_variable}`" for name in names)])
+    rows.append(["what Backstep's own user of Redis needs", *(f"`{rights(name)}`" for name in names)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

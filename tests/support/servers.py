@@ -39,19 +39,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def redis_server(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
+def redis_server(folder: Path, *options: str, port: int = 0, password: str = "") -> Iterator[str]:
     """A Redis server of our own, without persistence unless ``options`` ask for it; its URL (database 0).
 
     :param port: where it listens; 0 for any that is free.
+    :param password: the one that ``options`` make it ask for.
     """
     port = port or free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     with (folder / f"redis-{port}.log").open("wb") as log:
         server = subprocess.Popen([*command, *options], stdout=log, stderr=log)
     try:
-        with redis.Redis(port=port) as client:
+        with redis.Redis(port=port, password=password or None) as client:
             wait_for("redis-server answers", lambda: _answers(client))
-        yield f"redis://127.0.0.1:{port}/0"
+        yield f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
     finally:
         server.terminate()
         server.wait(10)

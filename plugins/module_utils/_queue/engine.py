@@ -226,6 +226,8 @@ class Engine(ABC):
 
     name: str
     capabilities: Capabilities
+    rights: str
+    """What Backstep's own user of the broker needs, as the broker's administrator writes it."""
     default_canary: str
     """A task that any worker of this engine can run and that has no effect."""
 

@@ -207,6 +207,14 @@ def capabilities(name: str) -> Capabilities:
     return _entry(name).load().capabilities
 
 
+def rights(name: str) -> str:
+    """What Backstep's own user of an engine's broker needs, as the broker's administrator writes it.
+
+    :raises BadInput: the engine is unknown.
+    """
+    return _entry(name).load().rights
+
+
 def open_engine(name: str, url: str, timeout: float) -> Engine:
     """Connect to a pool's broker; close it again, or use it as a context manager.
 

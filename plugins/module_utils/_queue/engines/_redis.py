@@ -33,14 +33,24 @@ def text(value: Any) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value or "")
 
 
+def acl_rule(*places: str) -> str:
+    """What a user of Redis needs so that Backstep can do everything there: these keys and channels, and commands.
+
+    Nothing that ends or reconfigures the server, or empties a database, is among them.
+    """
+    kinds = ("@read", "@write", "@scripting", "@transaction", "@connection", "@pubsub")
+    single = ("info", "time", "client|list")
+    return " ".join([*places, *(f"+{kind}" for kind in kinds), "-@dangerous", *(f"+{name}" for name in single)])
+
+
 class RedisLink:
     """One Redis database, asked in whole pipelines and scripts, with a time-out on every answer."""
 
-    def __init__(self, url: str, timeout: float, keys: str) -> None:
-        """:param keys: the keys that the engine needs, as ACL rules write them, for messages."""
+    def __init__(self, url: str, timeout: float, rights: str) -> None:
+        """:param rights: what the engine needs, as an ACL rule, for messages."""
         self.url = check_url(url, _SCHEMES)
         self.timeout = timeout
-        self._keys = keys
+        self._rights = rights
         self.shown = in_words(url)
         # One try per command: a wait for the broker is the caller's to decide on, by its own deadline.
         retry = Retry(NoBackoff(), 0)
@@ -100,7 +110,7 @@ class RedisLink:
             raise BrokerRefused(
                 f"The broker's user lacks rights on {self.shown}: {', '.join(unique(missing))}.",
                 left="Nothing was changed.",
-                next_step=f"Grant them with ACL SETUSER (keys {self._keys}), or use a user that has them.",
+                next_step=f"Grant what Backstep needs with: ACL SETUSER <user> {self._rights}",
                 missing=unique(missing),
             )
         return {
@@ -143,7 +153,7 @@ class RedisLink:
             return BrokerRefused(
                 f"The broker's user lacks a right on {self.shown}: {right}. It said: {said}.",
                 left="Nothing was changed by this step.",
-                next_step="Grant it with ACL SETUSER, or use a user that has it.",
+                next_step=f"Grant what Backstep needs with: ACL SETUSER <user> {self._rights}",
                 missing=[right],
             )
         if isinstance(error, redis.ResponseError):
@@ -160,7 +170,8 @@ class RedisLink:
         command = _COMMAND.search(said)
         if command:
             return f"+{command.group(1).lower()}"
-        return f"access to the keys {self._keys}" if "key" in said else said
+        keys = " ".join(word for word in self._rights.split() if word[0] in "~&")
+        return f"access to the keys {keys}" if "key" in said else said
 
     def _unreachable(self, error: Exception) -> BrokerUnreachable:
         said = scrub(str(error), self.url) or type(error).__name__

@@ -24,7 +24,7 @@ from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, Engine, unique
 from . import _bullmq_scripts as scripts
 from ._bullmq_moves import Move
-from ._redis import RedisLink, text
+from ._redis import RedisLink, acl_rule, text
 from ._redis_moves import BATCH
 
 _RETRYING_COUNTED_AT_MOST = 20 * BATCH
@@ -53,6 +53,7 @@ class BullmqEngine(Engine):
 
     name = "bullmq"
     default_canary = "backstep-canary"
+    rights = acl_rule("~bull:*", "~backstep:*")
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -66,7 +67,7 @@ class BullmqEngine(Engine):
     )
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, keys="bull:* and backstep:*")
+        self._link = RedisLink(url, timeout, rights=self.rights)
 
     def close(self) -> None:
         self._link.close()

@@ -19,7 +19,7 @@ from ._celery_messages import CANARY_EXCHANGE, bound_queue, lists, worker_of
 from ._celery_moves import Move
 from ._celery_recover import recover
 from ._celery_told import begun_by_living, counts_of
-from ._redis import RedisLink, text
+from ._redis import RedisLink, acl_rule, text
 from ._redis_moves import BATCH
 
 _BINDINGS = "_kombu.binding."
@@ -37,6 +37,7 @@ class CeleryEngine(Engine):
 
     name = "celery"
     default_canary = "celery.accumulate"
+    rights = acl_rule("~*", "&*")
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -50,7 +51,7 @@ class CeleryEngine(Engine):
     )
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, keys="* and channels *")
+        self._link = RedisLink(url, timeout, rights=self.rights)
 
     def close(self) -> None:
         self._link.close()

@@ -16,7 +16,7 @@ from . import _dramatiq_scripts as scripts
 from ._dramatiq_canaries import HEARD_OF_SECONDS, outcomes, send, withdraw
 from ._dramatiq_held import SILENT_SECONDS, Look, forget, look, read_note, recover
 from ._dramatiq_moves import Move
-from ._redis import RedisLink, text
+from ._redis import RedisLink, acl_rule, text
 from ._redis_moves import BATCH
 
 _LATER_COUNTED_AT_MOST = 20 * BATCH
@@ -50,6 +50,7 @@ class DramatiqEngine(Engine):
 
     name = "dramatiq"
     default_canary = "backstep_canary"
+    rights = acl_rule("~dramatiq*", "~backstep:*")
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -63,7 +64,7 @@ class DramatiqEngine(Engine):
     )
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, keys="dramatiq:* and backstep:*")
+        self._link = RedisLink(url, timeout, rights=self.rights)
 
     def close(self) -> None:
         self._link.close()

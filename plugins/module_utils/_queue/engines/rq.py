@@ -16,7 +16,7 @@ from ..._rollout.names import parse_worker_name
 from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, Engine
 from . import _rq_scripts as scripts
-from ._redis import RedisLink, text
+from ._redis import RedisLink, acl_rule, text
 from ._redis_moves import BATCH
 from ._rq_moves import Move, payload_names
 from ._rq_payload import canary_payload, from_time, name_in_description, to_time
@@ -44,6 +44,7 @@ class RqEngine(Engine):
 
     name = "rq"
     default_canary = "os.getpid"
+    rights = acl_rule("~rq:*", "~backstep:*")
     capabilities = Capabilities(
         pause_scope="broker",
         pause_survives_worker_restart=True,
@@ -57,7 +58,7 @@ class RqEngine(Engine):
     )
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, keys="rq:* and backstep:*")
+        self._link = RedisLink(url, timeout, rights=self.rights)
 
     def close(self) -> None:
         self._link.close()

@@ -12,7 +12,7 @@ from ..._rollout.errors import BadInput, PauseRefused
 from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, Engine
 from . import _sidekiq_scripts as scripts
-from ._redis import RedisLink, text
+from ._redis import RedisLink, acl_rule, text
 from ._redis_moves import BATCH
 from ._sidekiq_canaries import outcomes, send, withdraw
 from ._sidekiq_moves import SETS, Move
@@ -35,6 +35,7 @@ class SidekiqEngine(Engine):
 
     name = "sidekiq"
     default_canary = "BackstepCanary"
+    rights = acl_rule("~*")
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -48,7 +49,7 @@ class SidekiqEngine(Engine):
     )
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, keys="*")
+        self._link = RedisLink(url, timeout, rights=self.rights)
 
     def close(self) -> None:
         self._link.close()

@@ -20,7 +20,7 @@ from ..._rollout.names import parse_worker_name
 from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, Engine
 from . import _streams_scripts as scripts
-from ._redis import RedisLink, text
+from ._redis import RedisLink, acl_rule, text
 from ._redis_moves import BATCH
 from ._streams_moves import Move
 
@@ -54,6 +54,7 @@ class StreamsEngine(Engine):
 
     name = "streams"
     default_canary = "backstep-canary"
+    rights = acl_rule("~*")
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -68,7 +69,7 @@ class StreamsEngine(Engine):
     )
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, keys="those of the streams, and backstep:*")
+        self._link = RedisLink(url, timeout, rights=self.rights)
 
     def close(self) -> None:
         self._link.close()
