@@ -24,7 +24,7 @@ demo: ## Deploy, fail, roll back, count: BAD=crash|crash-later|failing-tasks|wro
 	@build/venv/bin/python -m tests.demo.run --bad=$(BAD) --engine=$(ENGINE)
 
 test: setup ## Run every check and test
-	@$(PYTEST) --numprocesses=2 --dist=loadgroup
+	@$(PYTEST) --numprocesses=2 --dist=loadscope
 
 test-fast: setup-fast ## Run what needs no container
 	@$(PYTEST) -m "not container and not molecule and not matrix and not sanity"
