@@ -52,7 +52,7 @@ integration: setup ## Test against real brokers, workers, supervisors and hosts
 	@$(PYTEST) tests/integration
 
 molecule: setup ## Run one Molecule scenario: SCENARIO=default
-	@build/venv/bin/python -m tools.molecule test --scenario-name $(SCENARIO)
+	@$(PYTEST) 'tests/checks/test_scenarios.py::test_scenario_passes[$(SCENARIO)]' -s
 
 core-matrix: setup-fast ## Run the demo's plays with each supported ansible-core that this machine has a Python for
 	@$(PYTEST) -m matrix

@@ -10,8 +10,8 @@ from tests.support.environment import ansible_environment
 from tools.common import CHECKOUT, VENV, run
 
 SCENARIOS = sorted(path.parent.name for path in CHECKOUT.glob("molecule/*/molecule.yml"))
-# In every run one engine beside RQ is enough: the rest of what differs between them is in tests/conformance.
-SHORT = ("celery", "default", "deploy_fail_rollback")
+# What differs between engines is in tests/conformance.
+SHORT = ("default", "deploy_fail_rollback")
 
 
 @pytest.mark.molecule
