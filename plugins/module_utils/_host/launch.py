@@ -36,8 +36,7 @@ def main() -> None:
                 name, value = word.split("=", 1)
                 os.environ[name] = value
     for extension in options.extend:
-        name = extension[: re.search(r"\W|$", extension).start()]  # type: ignore[union-attr]  # it always matches
-        separator, text = extension[len(name)], extension[len(name) + 1 :]
+        name, separator, text = re.split(r"(\W)", extension, maxsplit=1)
         os.environ[name] = separator.join(filter(None, (text, os.environ.get(name))))
     # What execvp imports to look for a program on PATH may lie where the worker's user can't read it.
     os.get_exec_path()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Callable, Optional
 
+from .._rollout.errors import BadInput
 from .._rollout.names import WorkerName
 
 WAITING = "waiting"
@@ -352,6 +353,15 @@ class Engine(ABC):
     @abstractmethod
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         """Remove canaries with their traces, also from the workers' counts. Executing ones run to their end."""
+
+
+def require_end(to: str) -> None:
+    """Refuse an end that recovered tasks can't come to.
+
+    :raises BadInput: neither ``waiting`` nor ``dead``.
+    """
+    if to not in (WAITING, DEAD):
+        raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ from ..._rollout.masking import scrub
 from ..engine import unique
 from ..url import check_url, in_words
 
+_SCANNED_AT_ONCE = 1000
 _SCHEMES = ("redis", "rediss", "unix")
 _COMMAND = re.compile(r"'([\w|]+)' (?:command|subcommand)", re.IGNORECASE)
 
@@ -100,8 +101,7 @@ class RedisLink:
             with each refused command and what was said; "" for none.
         :raises BrokerRefused: rights are missing; ``details['missing']`` lists them by name.
         """
-        info = self.ask("INFO")
-        seconds, micros = self.ask("TIME")
+        info, now = self.ask("INFO"), self.now()
         missing = [self._missing_right(said) for said in self.ask_each(reading) if isinstance(said, Exception)]
         if prove and not missing:
             said = [text(part) for part in self.run(prove, f"backstep-check-{uuid.uuid4().hex}")]
@@ -117,8 +117,25 @@ class RedisLink:
             "version": str(info["redis_version"]),
             "role": str(info["role"]),
             "uptime": int(info["uptime_in_seconds"]),
-            "time": int(seconds) + int(micros) / 1e6,
+            "time": now,
         }
+
+    def now(self) -> float:
+        """The server's clock (epoch seconds)."""
+        seconds, micros = self.ask("TIME")
+        return int(seconds) + int(micros) / 1e6
+
+    def scan(self, kind: str, pattern: str = "*") -> set[str]:
+        """The keys of one type that match, found in steps between which others are served.
+
+        :param kind: as Redis's ``TYPE`` says it.
+        """
+        cursor, keys = b"0", set[str]()
+        while True:
+            cursor, some = self.ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED_AT_ONCE, "TYPE", kind)
+            keys.update(map(text, some))
+            if text(cursor) in ("0", ""):
+                return keys
 
     @property
     def database(self) -> int:

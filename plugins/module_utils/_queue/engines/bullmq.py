@@ -18,13 +18,14 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any, Optional
 
-from ..._rollout.errors import BadInput, BrokerRefused, PauseRefused
+from ..._rollout.errors import BrokerRefused
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
-from ..engine import CANARY_PREFIX, Capabilities, Engine, unique
+from ..engine import CANARY_PREFIX, Capabilities, unique
 from . import _bullmq_scripts as scripts
 from ._bullmq_moves import Move
-from ._redis import RedisLink, acl_rule, text
+from ._redis import acl_rule, text
+from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
 
 _RETRYING_COUNTED_AT_MOST = 20 * BATCH
@@ -48,12 +49,16 @@ _READING = (
 )  # fmt: skip
 
 
-class BullmqEngine(Engine):
+class BullmqEngine(PauselessEngine):
     """BullMQ 5 and 6 on one Redis database, with its own prefix of keys, ``bull``."""
 
     name = "bullmq"
     default_canary = "backstep-canary"
     rights = acl_rule("~bull:*", "~backstep:*")
+    reading = _READING
+    proof = scripts.PROVE_RIGHTS
+    no_pause = "BullMQ's pause has no end of its own: when whoever set it dies, the queue hands out nothing any more."
+    none_to_end = "Backstep has paused no BullMQ queue, so there is no pause of its own to end."
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -66,27 +71,13 @@ class BullmqEngine(Engine):
         unknown_task="dead",
     )
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, rights=self.rights)
-
-    def close(self) -> None:
-        self._link.close()
-
-    def check(self, write: bool) -> dict[str, Any]:
-        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
-
     def known_queues(self) -> list[str]:
-        cursor, keys = b"0", set[str]()
-        while True:
-            cursor, some = self._link.ask("SCAN", cursor, "MATCH", "bull:*:meta", "COUNT", BATCH, "TYPE", "hash")
-            keys.update(map(text, some))
-            if text(cursor) in ("0", ""):
-                break
+        keys = self._link.scan("hash", "bull:*:meta")
         named = {key[len("bull:") : -len(":meta")] for key in keys}
         return sorted(named.union(*self._listening().values()))
 
     def queue_states(self, queues: Sequence[str]) -> list[contract.QueueState]:
-        now = self._now()
+        now = self._link.now()
         found = self._link.run(scripts.STATES, *queues)
         listening = Counter(queue for queues in self._listening().values() for queue in queues)
         return [self._queue_state(queue, facts, now, listening[queue]) for queue, facts in zip(queues, found)]
@@ -157,7 +148,7 @@ class BullmqEngine(Engine):
         return found
 
     def workers(self) -> list[contract.WorkerSeen]:
-        listening, now = self._listening(), self._now()
+        listening, now = self._listening(), self._link.now()
         queues = unique(queue for some in listening.values() for queue in some)
         held = {worker: known for queue in queues for known, _task, worker, _started, _lock in self._active(queue)}
         done = Counter(
@@ -187,22 +178,6 @@ class BullmqEngine(Engine):
         everything = bool(queues) and all(paused)
         return contract.PauseState(everything, by_person=everything, owner=None, since=None, expires_in=None)
 
-    def pause(
-        self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False
-    ) -> contract.PauseResult:
-        raise PauseRefused(
-            "BullMQ's pause has no end of its own: when whoever set it dies, the queue hands out nothing any more.",
-            left="Nothing was paused.",
-            next_step="Drain the workers with worker_drain, and have them take tasks again with state=running.",
-        )
-
-    def resume(self, owner: str, dry_run: bool = False) -> contract.PauseResult:
-        raise PauseRefused(
-            "Backstep has paused no BullMQ queue, so there is no pause of its own to end.",
-            left="Nothing was changed.",
-            next_step="Have drained workers take tasks again with worker_drain and state=running.",
-        )
-
     def park(
         self,
         queues: Sequence[str],
@@ -225,8 +200,7 @@ class BullmqEngine(Engine):
         wait: contract.Wait = contract.once,
         dry_run: bool = False,
     ) -> list[contract.RecoveredTask]:
-        if to not in (contract.WAITING, contract.DEAD):
-            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        contract.require_end(to)
         want = {
             "gone": dict.fromkeys(workers_gone, True),
             "to": to,
@@ -263,10 +237,6 @@ class BullmqEngine(Engine):
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         if ids:
             self._link.run(scripts.WITHDRAW, queue, *ids)
-
-    def _now(self) -> float:
-        seconds, micros = self._link.ask("TIME")
-        return int(seconds) + int(micros) / 1e6
 
 
 def _seconds(milliseconds: Any) -> float:

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Optional
 
-from ..._rollout.errors import BadInput, PauseRefused
 from .. import engine as contract
-from ..engine import CANARY_PREFIX, Capabilities, Engine
+from ..engine import CANARY_PREFIX, Capabilities
 from . import _celery_scripts as scripts
 from ._celery_canaries import canaries_of, outcomes, send, withdraw
 from ._celery_control import ask
@@ -19,7 +18,8 @@ from ._celery_messages import CANARY_EXCHANGE, bound_queue, lists, worker_of
 from ._celery_moves import Move
 from ._celery_recover import recover
 from ._celery_told import begun_by_living, counts_of
-from ._redis import RedisLink, acl_rule, text
+from ._redis import acl_rule, text
+from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
 
 _BINDINGS = "_kombu.binding."
@@ -32,12 +32,19 @@ _READING = (
 )  # fmt: skip
 
 
-class CeleryEngine(Engine):
+class CeleryEngine(PauselessEngine):
     """Celery 5 on one Redis database, with kombu's own names of keys."""
 
     name = "celery"
     default_canary = "celery.accumulate"
     rights = acl_rule("~*", "&*")
+    reading = _READING
+    proof = scripts.PROVE_RIGHTS
+    no_pause = (
+        "Celery has no pause: a worker that is told to take nothing forgets that when it restarts, and never takes "
+        "a task again when whoever told it so dies."
+    )
+    none_to_end = "Celery has no pause, so there is none to end."
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -50,22 +57,8 @@ class CeleryEngine(Engine):
         unknown_task="lost",
     )
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, rights=self.rights)
-
-    def close(self) -> None:
-        self._link.close()
-
-    def check(self, write: bool) -> dict[str, Any]:
-        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
-
     def known_queues(self) -> list[str]:
-        cursor, keys = b"0", set[str]()
-        while True:
-            cursor, some = self._link.ask("SCAN", cursor, "MATCH", f"{_BINDINGS}*", "COUNT", BATCH, "TYPE", "set")
-            keys.update(map(text, some))
-            if text(cursor) in ("0", ""):
-                break
+        keys = self._link.scan("set", f"{_BINDINGS}*")
         exchanges = [key for key in keys if not key.endswith((".pidbox", ".celeryev", f".{CANARY_EXCHANGE}"))]
         members = self._link.ask_all([("SMEMBERS", key) for key in exchanges])
         bound = {bound_queue(text(member)) for some in members for member in some}
@@ -135,7 +128,7 @@ class CeleryEngine(Engine):
 
     def workers(self) -> list[contract.WorkerSeen]:
         replies = ask(self._link, "stats", "active", "active_queues").require_all(self._link)
-        now = self._now()
+        now = self._link.now()
         active = replies.requests("active")
         queues = {node: _names(answer) for node, answer in replies.of("active_queues").items()}
         nodes = sorted(node for node in replies.of("stats") if node in active and node in queues)
@@ -172,26 +165,6 @@ class CeleryEngine(Engine):
         }
         return [task for task in {**told, **answered}.values() if task.queue in queues]
 
-    def pause_state(self) -> contract.PauseState:
-        return contract.PauseState(paused=False, by_person=False, owner=None, since=None, expires_in=None)
-
-    def pause(
-        self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False
-    ) -> contract.PauseResult:
-        raise PauseRefused(
-            "Celery has no pause: a worker that is told to take nothing forgets that when it restarts, and never takes "
-            "a task again when whoever told it so dies.",
-            left="Nothing was paused.",
-            next_step="Drain the workers with worker_drain, and have them take tasks again with state=running.",
-        )
-
-    def resume(self, owner: str, dry_run: bool = False) -> contract.PauseResult:
-        raise PauseRefused(
-            "Celery has no pause, so there is none to end.",
-            left="Nothing was changed.",
-            next_step="Have drained workers take tasks again with worker_drain and state=running.",
-        )
-
     def park(
         self,
         queues: Sequence[str],
@@ -216,8 +189,7 @@ class CeleryEngine(Engine):
         wait: contract.Wait = contract.once,
         dry_run: bool = False,
     ) -> list[contract.RecoveredTask]:
-        if to not in (contract.WAITING, contract.DEAD):
-            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        contract.require_end(to)
         return recover(self._link, queues, workers_gone, to, dry_run)
 
     def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
@@ -228,10 +200,6 @@ class CeleryEngine(Engine):
 
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         withdraw(self._link, queue, ids)
-
-    def _now(self) -> float:
-        seconds, micros = self._link.ask("TIME")
-        return int(seconds) + int(micros) / 1e6
 
 
 def _names(answer: Any) -> tuple[str, ...]:

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-from ..._rollout.errors import BadInput, PauseRefused
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
-from ..engine import CANARY_PREFIX, Capabilities, Engine
+from ..engine import CANARY_PREFIX, Capabilities
 from . import _dramatiq_scripts as scripts
 from ._dramatiq_canaries import HEARD_OF_SECONDS, outcomes, send, withdraw
 from ._dramatiq_held import SILENT_SECONDS, Look, forget, look, read_note, recover
 from ._dramatiq_moves import Move
-from ._redis import RedisLink, acl_rule, text
+from ._redis import acl_rule, text
+from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
 
 _LATER_COUNTED_AT_MOST = 20 * BATCH
@@ -45,12 +45,16 @@ class _Reported(NamedTuple):
         return float(self.fields[field] or 0)
 
 
-class DramatiqEngine(Engine):
+class DramatiqEngine(PauselessEngine):
     """Dramatiq 2 on one Redis database, with its default namespace and encoder."""
 
     name = "dramatiq"
     default_canary = "backstep_canary"
     rights = acl_rule("~dramatiq*", "~backstep:*")
+    reading = _READING
+    proof = scripts.PROVE_RIGHTS
+    no_pause = "Dramatiq has no pause: its workers can't be told to take nothing."
+    none_to_end = "Dramatiq has no pause, so there is none to end."
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -63,22 +67,8 @@ class DramatiqEngine(Engine):
         unknown_task="dead",
     )
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, rights=self.rights)
-
-    def close(self) -> None:
-        self._link.close()
-
-    def check(self, write: bool) -> dict[str, Any]:
-        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
-
     def known_queues(self) -> list[str]:
-        cursor, keys = b"0", set[str]()
-        while True:
-            cursor, some = self._link.ask("SCAN", cursor, "MATCH", "dramatiq:*.msgs", "COUNT", BATCH, "TYPE", "hash")
-            keys.update(map(text, some))
-            if text(cursor) in ("0", ""):
-                break
+        keys = self._link.scan("hash", "dramatiq:*.msgs")
         names = (key[len("dramatiq:") : -len(".msgs")] for key in keys)
         queues = {name[:-3] if name.endswith((".DQ", ".XQ")) else name for name in names}
         return sorted(queues.union(*(worker.queues for worker in self.workers())))
@@ -182,25 +172,6 @@ class DramatiqEngine(Engine):
             if held.begun
         ]
 
-    def pause_state(self) -> contract.PauseState:
-        return contract.PauseState(paused=False, by_person=False, owner=None, since=None, expires_in=None)
-
-    def pause(
-        self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False
-    ) -> contract.PauseResult:
-        raise PauseRefused(
-            "Dramatiq has no pause: its workers can't be told to take nothing.",
-            left="Nothing was paused.",
-            next_step="Drain the workers with worker_drain, and have them take tasks again with state=running.",
-        )
-
-    def resume(self, owner: str, dry_run: bool = False) -> contract.PauseResult:
-        raise PauseRefused(
-            "Dramatiq has no pause, so there is none to end.",
-            left="Nothing was changed.",
-            next_step="Have drained workers take tasks again with worker_drain and state=running.",
-        )
-
     def park(
         self,
         queues: Sequence[str],
@@ -225,8 +196,7 @@ class DramatiqEngine(Engine):
         wait: contract.Wait = contract.once,
         dry_run: bool = False,
     ) -> list[contract.RecoveredTask]:
-        if to not in (contract.WAITING, contract.DEAD):
-            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        contract.require_end(to)
         found = [task for queue in queues for task in recover(self._link, queue, workers_gone, to, dry_run)]
         if not dry_run:
             self._forget(workers_gone)

@@ -14,9 +14,10 @@ from typing import Any, Optional
 from ..._rollout.errors import BadInput, PauseRefused
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
-from ..engine import CANARY_PREFIX, Capabilities, Engine
+from ..engine import CANARY_PREFIX, Capabilities
 from . import _rq_scripts as scripts
-from ._redis import RedisLink, acl_rule, text
+from ._redis import acl_rule, text
+from ._redis_engine import RedisEngine
 from ._redis_moves import BATCH
 from ._rq_moves import Move, payload_names
 from ._rq_payload import canary_payload, from_time, name_in_description, to_time
@@ -39,12 +40,14 @@ _READING = (
 _CANARY_STATES = {"queued": "waiting", "started": "executing", "finished": "finished", "failed": "failed"}
 
 
-class RqEngine(Engine):
+class RqEngine(RedisEngine):
     """RQ 1.16 to 2 on one Redis database."""
 
     name = "rq"
     default_canary = "os.getpid"
     rights = acl_rule("~rq:*", "~backstep:*")
+    reading = _READING
+    proof = scripts.PROVE_RIGHTS
     capabilities = Capabilities(
         pause_scope="broker",
         pause_survives_worker_restart=True,
@@ -57,22 +60,13 @@ class RqEngine(Engine):
         unknown_task="dead",
     )
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, rights=self.rights)
-
-    def close(self) -> None:
-        self._link.close()
-
-    def check(self, write: bool) -> dict[str, Any]:
-        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
-
     def known_queues(self) -> list[str]:
         keys = self._link.ask("SMEMBERS", "rq:queues")
         named = {text(key)[len("rq:queue:") :] for key in keys}
         return sorted(named.union(*(worker.queues for worker in self.workers())))
 
     def queue_states(self, queues: Sequence[str]) -> list[contract.QueueState]:
-        now = self._now()
+        now = self._link.now()
         per_queue = [_state_commands(queue, now) for queue in queues]
         answers = iter(self._link.ask_all([command for commands in per_queue for command in commands]))
         counted = [[next(answers) for _command in commands] for commands in per_queue]
@@ -119,7 +113,8 @@ class RqEngine(Engine):
     def _all_ids(self, queue: str, state: str, count: int) -> list[str]:
         wip = f"rq:wip:{queue}"
         if state in (contract.EXECUTING, contract.ABANDONED):
-            bounds = (f"{self._now()}", "+inf") if state == contract.EXECUTING else ("-inf", f"({self._now()}")
+            now = self._link.now()
+            bounds = (f"{now}", "+inf") if state == contract.EXECUTING else ("-inf", f"({now}")
             claims = self._link.ask("ZRANGEBYSCORE", wip, *bounds, "LIMIT", 0, count)
             return [text(claim).partition(":")[0] for claim in claims]
         if state == contract.WAITING:
@@ -253,8 +248,7 @@ class RqEngine(Engine):
         wait: contract.Wait = contract.once,
         dry_run: bool = False,
     ) -> list[contract.RecoveredTask]:
-        if to not in (contract.WAITING, contract.DEAD):
-            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        contract.require_end(to)
         why = "Taken back by Backstep: its worker is gone."
         unclaimed = Unclaimed(self._link, queues, workers_gone)
         wait(unclaimed.settled)
@@ -262,7 +256,7 @@ class RqEngine(Engine):
             "gone": dict.fromkeys(workers_gone, True),
             "nobodys": dict.fromkeys(unclaimed.nobodys, True),
             "to": to,
-            "now": to_time(self._now()),
+            "now": to_time(self._link.now()),
             "dry": dry_run,
             "result": base64.b64encode(zlib.compress(why.encode())).decode(),
         }
@@ -286,13 +280,13 @@ class RqEngine(Engine):
                 self._link.ask_all([
                     ("SREM", "rq:workers", key),
                     *(("SREM", f"rq:workers:{queue}", key) for queue in worker.queues),
-                    ("HSET", key, "death", to_time(self._now())),
+                    ("HSET", key, "death", to_time(self._link.now())),
                     ("EXPIRE", key, _BURIED_SECONDS),
                 ])  # fmt: skip
 
     def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
         ids = [f"{CANARY_PREFIX}{uuid.uuid4().hex}" for _number in range(count)]
-        now = to_time(self._now())
+        now = to_time(self._link.now())
         lives = dict.fromkeys(("timeout", "ttl", "result_ttl", "failure_ttl"), seconds)
         fields = {
             "status": "queued", "origin": queue, "created_at": now, "enqueued_at": now, "started_at": "",
@@ -317,10 +311,6 @@ class RqEngine(Engine):
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         for task_id in ids:
             self._link.run(scripts.WITHDRAW, queue, task_id)
-
-    def _now(self) -> float:
-        seconds, micros = self._link.ask("TIME")
-        return int(seconds) + int(micros) / 1e6
 
 
 def _state_commands(queue: str, now: float) -> list[tuple[Any, ...]]:

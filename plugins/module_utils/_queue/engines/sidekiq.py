@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Optional
+from typing import Optional
 
-from ..._rollout.errors import BadInput, PauseRefused
 from .. import engine as contract
-from ..engine import CANARY_PREFIX, Capabilities, Engine
+from ..engine import CANARY_PREFIX, Capabilities
 from . import _sidekiq_scripts as scripts
-from ._redis import RedisLink, acl_rule, text
+from ._redis import acl_rule, text
+from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
 from ._sidekiq_canaries import outcomes, send, withdraw
 from ._sidekiq_moves import SETS, Move
@@ -30,12 +30,19 @@ _READING = (
 )  # fmt: skip
 
 
-class SidekiqEngine(Engine):
+class SidekiqEngine(PauselessEngine):
     """Sidekiq 6 to 8 on one Redis database, without a namespace."""
 
     name = "sidekiq"
     default_canary = "BackstepCanary"
     rights = acl_rule("~*")
+    reading = _READING
+    proof = scripts.PROVE_RIGHTS
+    no_pause = (
+        "Sidekiq has no pause: a process that is told to take nothing never takes a task again, and its scheduler "
+        "stops too."
+    )
+    none_to_end = "Sidekiq has no pause, so there is none to end."
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -48,22 +55,13 @@ class SidekiqEngine(Engine):
         unknown_task="retried",
     )
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, rights=self.rights)
-
-    def close(self) -> None:
-        self._link.close()
-
-    def check(self, write: bool) -> dict[str, Any]:
-        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
-
     def known_queues(self) -> list[str]:
         named = {text(name) for name in self._link.ask("SMEMBERS", "queues")}
         return sorted(named.union(*(worker.queues for worker in self.workers())))
 
     def queue_states(self, queues: Sequence[str]) -> list[contract.QueueState]:
         counts = self._link.run(scripts.COUNT, *queues)
-        there, now = registered(self._link), self._now()
+        there, now = registered(self._link), self._link.now()
         held = self._held(there, queues)
         in_sets = {state: self._count_set(key) for state, key in SETS.items()}
         listening = Counter(there.listening())
@@ -140,26 +138,6 @@ class SidekiqEngine(Engine):
             if held.queue in queues and held.start
         ]
 
-    def pause_state(self) -> contract.PauseState:
-        return contract.PauseState(paused=False, by_person=False, owner=None, since=None, expires_in=None)
-
-    def pause(
-        self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False
-    ) -> contract.PauseResult:
-        raise PauseRefused(
-            "Sidekiq has no pause: a process that is told to take nothing never takes a task again, and its scheduler "
-            "stops too.",
-            left="Nothing was paused.",
-            next_step="Drain the workers with worker_drain, and have them take tasks again with state=running.",
-        )
-
-    def resume(self, owner: str, dry_run: bool = False) -> contract.PauseResult:
-        raise PauseRefused(
-            "Sidekiq has no pause, so there is none to end.",
-            left="Nothing was changed.",
-            next_step="Have drained workers take tasks again with worker_drain and state=running.",
-        )
-
     def park(
         self,
         queues: Sequence[str],
@@ -184,8 +162,7 @@ class SidekiqEngine(Engine):
         wait: contract.Wait = contract.once,
         dry_run: bool = False,
     ) -> list[contract.RecoveredTask]:
-        if to not in (contract.WAITING, contract.DEAD):
-            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        contract.require_end(to)
         return recover(self._link, queues, workers_gone, to, dry_run)
 
     def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
@@ -196,10 +173,6 @@ class SidekiqEngine(Engine):
 
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         withdraw(self._link, ids)
-
-    def _now(self) -> float:
-        seconds, micros = self._link.ask("TIME")
-        return int(seconds) + int(micros) / 1e6
 
 
 def _of(counts: Optional[Counter[str]], queue: str) -> Optional[int]:

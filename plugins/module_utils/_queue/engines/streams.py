@@ -15,12 +15,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from ..._rollout.errors import BadInput, BrokerRefused, PauseRefused
+from ..._rollout.errors import BrokerRefused
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
-from ..engine import CANARY_PREFIX, Capabilities, Engine
+from ..engine import CANARY_PREFIX, Capabilities
 from . import _streams_scripts as scripts
-from ._redis import RedisLink, acl_rule, text
+from ._redis import acl_rule, text
+from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
 from ._streams_moves import Move
 
@@ -49,12 +50,16 @@ class _Consumer:
     task: str = ""
 
 
-class StreamsEngine(Engine):
+class StreamsEngine(PauselessEngine):
     """Streams of one Redis database, 6.2 or newer, each with one consumer group."""
 
     name = "streams"
     default_canary = "backstep-canary"
     rights = acl_rule("~*")
+    reading = _READING
+    proof = scripts.PROVE_RIGHTS
+    no_pause = "Redis has no pause for a stream: whoever reads from a group is given what there is."
+    none_to_end = "Redis has no pause for a stream, so there is none to end."
     capabilities = Capabilities(
         pause_scope="none",
         pause_survives_worker_restart=False,
@@ -68,25 +73,11 @@ class StreamsEngine(Engine):
         put_back="last",
     )
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._link = RedisLink(url, timeout, rights=self.rights)
-
-    def close(self) -> None:
-        self._link.close()
-
-    def check(self, write: bool) -> dict[str, Any]:
-        return self._link.check(_READING, scripts.PROVE_RIGHTS if write else "")
-
     def known_queues(self) -> list[str]:
-        cursor, keys = b"0", set[str]()
-        while True:
-            cursor, some = self._link.ask("SCAN", cursor, "COUNT", BATCH, "TYPE", "stream")
-            keys.update(map(text, some))
-            if text(cursor) in ("0", ""):
-                return sorted(keys)
+        return sorted(self._link.scan("stream"))
 
     def queue_states(self, queues: Sequence[str]) -> list[contract.QueueState]:
-        now = self._now()
+        now = self._link.now()
         found = self._link.run(scripts.STATES, BATCH, *queues)
         listening = [queue for worker in self.workers() if worker.connected is not False for queue in worker.queues]
         return [
@@ -160,7 +151,7 @@ class StreamsEngine(Engine):
             if connected is None or name in connected or consumer.task or consumer.idle < _HEARD_SECONDS
         ]
         notes = self._link.ask_all([("HGETALL", f"{scripts.OURS}worker:{name}") for name in names])
-        now = self._now()
+        now = self._link.now()
         return [
             _worker(name, found[name], noted, None if connected is None else name in connected, now)
             for name, noted in zip(names, notes)
@@ -182,7 +173,7 @@ class StreamsEngine(Engine):
         return None if isinstance(clients, Exception) else {client.get("name", "") for client in clients}
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
-        now = self._now()
+        now = self._link.now()
         return [
             contract.ExecutingTask(
                 id=text(known), task=text(task) or None, queue=queue, worker=text(worker), started=now - idle / 1000
@@ -190,25 +181,6 @@ class StreamsEngine(Engine):
             for queue in queues
             for known, task, worker, idle in self._pending(queue)
         ]
-
-    def pause_state(self) -> contract.PauseState:
-        return contract.PauseState(paused=False, by_person=False, owner=None, since=None, expires_in=None)
-
-    def pause(
-        self, queues: Sequence[str], owner: str, seconds: int, reach: str, dry_run: bool = False
-    ) -> contract.PauseResult:
-        raise PauseRefused(
-            "Redis has no pause for a stream: whoever reads from a group is given what there is.",
-            left="Nothing was paused.",
-            next_step="Drain the workers with worker_drain, and have them take tasks again with state=running.",
-        )
-
-    def resume(self, owner: str, dry_run: bool = False) -> contract.PauseResult:
-        raise PauseRefused(
-            "Redis has no pause for a stream, so there is none to end.",
-            left="Nothing was changed.",
-            next_step="Have drained workers take tasks again with worker_drain and state=running.",
-        )
 
     def park(
         self,
@@ -239,8 +211,7 @@ class StreamsEngine(Engine):
         wait: contract.Wait = contract.once,
         dry_run: bool = False,
     ) -> list[contract.RecoveredTask]:
-        if to not in (contract.WAITING, contract.DEAD):
-            raise BadInput(f"Tasks can be recovered to waiting or dead, not to '{to}'.", left="No task was moved.")
+        contract.require_end(to)
         self._refuse_shared(queues)
         gone = dict.fromkeys(workers_gone, True)
         state = contract.WAITING if to == contract.WAITING else contract.PARKED
@@ -293,10 +264,6 @@ class StreamsEngine(Engine):
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         if ids:
             self._link.run(scripts.WITHDRAW, *ids)
-
-    def _now(self) -> float:
-        seconds, micros = self._link.ask("TIME")
-        return int(seconds) + int(micros) / 1e6
 
 
 def _worker(
