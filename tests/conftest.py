@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.faults.table import Run, table_of
 from tools.common import BUILD, CHECKOUT
 
 # Later in this list is later in the run; a test without any of these marks comes first.
@@ -18,6 +20,7 @@ COSTS = ("lint", "container", "sanity", "matrix", "molecule")
 # With several processes these are one's alone: hosts in containers at the same time would be slower, not faster.
 _CONTAINERS = ("container", "molecule")
 _FAULTS = BUILD / "faults" / "report.md"
+_TRIED = "backstep-faults"
 _BEGAN = time.time()
 
 set_hypothesis_home_dir(BUILD / "hypothesis")
@@ -28,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--faults-all", action="store_true", help="also what is marked thorough")
     group.addoption("--faults-seed", type=int, default=1, help="what the selection and the order follow from")
-    group.addoption("--faults-cases", type=int, default=1, help="how many kills, at most")
+    group.addoption("--faults-cases", type=int, default=1, help="how many kills in each part, at most")
     group.addoption("--faults-only", default="", metavar="TEXT", help="only kills whose description has this in it")
     group.addoption("--faults-seconds", type=float, default=150.0, help="no kill is begun after that time")
 
@@ -41,6 +44,8 @@ def cost(item: pytest.Item) -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Give each process whole files, as the tests of one may follow from each other; all that start hosts to the same.
 
+    Of a file with tests that are marked ``apart`` each test is given by itself.
+
     xdist's own groups do nothing with pytest 9.2, where a test's id can't be changed any more (seen with xdist 3.8).
     """
     return _ByFile(config, log)
@@ -50,12 +55,29 @@ class _ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         text = (CHECKOUT / path).read_text(encoding="utf-8")
-        return "containers" if any(f"pytest.mark.{name}" in text for name in _CONTAINERS) else path
+        if any(f"pytest.mark.{name}" in text for name in _CONTAINERS):
+            return "containers"
+        return nodeid if "pytest.mark.apart" in text else path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests in the order of their cost, keeping the order of files and tests within a cost."""
     items.sort(key=cost)
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Take over the faults that another process of this run has tried."""
+    tried = getattr(node, "workeroutput", {}).get(_TRIED, [])
+    table_of(node.config).runs.extend(Run(**run) for run in tried)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leave the table of the faults in build/faults."""
+    table = table_of(session.config)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_TRIED] = [asdict(run) for run in table.runs]
+    elif table.runs:
+        table.write(_FAULTS.parent)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

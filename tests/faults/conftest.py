@@ -10,16 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.ground import Ground, a_ground
-from tests.faults.table import Table
-from tools.common import BUILD
-
-_TABLE = pytest.StashKey[Table]()
+from tests.faults.table import Table, table_of
 
 
 @pytest.fixture(scope="session")
 def table(pytestconfig: pytest.Config) -> Table:
     """Where each fault is entered."""
-    return pytestconfig.stash.setdefault(_TABLE, Table(pytestconfig.getoption("faults_seed")))
+    return table_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +37,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [] if config.getoption("faults_all") else [item for item in items if item.get_closest_marker("thorough")]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Leave the table in build/faults, where the end of the whole run shows it."""
-    table = session.config.stash.get(_TABLE, None)
-    if table and table.runs:
-        table.write(BUILD / "faults")

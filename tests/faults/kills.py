@@ -46,9 +46,10 @@ def _thaw_step(step: int | None) -> None:
             os.kill(step, signal.SIGCONT)
 
 
+KILLED = "controller killed"
 FROZEN = "step on the host frozen"
 FAULTS: dict[str, Callable[[Controller, int | None], None]] = {
-    "controller killed": lambda controller, _step: controller.kill(),
+    KILLED: lambda controller, _step: controller.kill(),
     "step on the host killed": _kill_step,
     "controller and step killed": _kill_both,
     FROZEN: _freeze_step,

@@ -8,6 +8,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pytest
+
+_TABLE = pytest.StashKey["Table"]()
 COLUMNS = ("fault", "step", "runs", "converged", "lost", "duplicated and announced", "s until consuming")
 
 
@@ -55,6 +58,11 @@ class Table:
         (folder / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
         data = {"seed": self.seed, "runs": [asdict(run) for run in self.runs]}
         (folder / "report.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def table_of(config: pytest.Config) -> Table:
+    """The table of this process of a test run."""
+    return config.stash.setdefault(_TABLE, Table(config.getoption("faults_seed")))
 
 
 def _sums(runs: list[Run]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.state im
 
 from tests.faults.gate import boundaries
 from tests.faults.ground import HOSTS, a_ground
-from tests.faults.kills import FAULTS, PLAYS, Case, observed, run_case
+from tests.faults.kills import FAULTS, KILLED, PLAYS, Case, observed, run_case
 from tests.faults.table import Table
 
 # Events that no undisturbed play writes, and where they are brought about instead.
@@ -29,11 +29,22 @@ ELSEWHERE = {
     "scheduler_handed_over": "tests/integration/test_supervisord_scheduler.py",
     "torn_line": "tests/unit/test_journal.py, tests/faults/test_host_resources.py",
 }
+# That can run at the same time, each on hosts of its own.
+PARTS = 2
+
+
+def in_order(cases: list[Case], seed: int) -> list[Case]:
+    """By chance, but that the controller is killed at every boundary before anything is tried a second time."""
+    chance = random.Random(seed)
+    chance.shuffle(cases)
+    first = {(case.play, case.boundary): case for case in cases if case.fault == KILLED}
+    return [*first.values(), *(case for case in cases if case not in first.values())]
 
 
 @pytest.mark.timeout(0)
-def test_kill_anywhere(logs: Path, table: Table, pytestconfig: pytest.Config) -> None:
-    chance = random.Random(table.seed)
+@pytest.mark.apart
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.thorough) for part in range(1, PARTS))])
+def test_kill_anywhere(logs: Path, table: Table, pytestconfig: pytest.Config, part: int) -> None:
     end = time.monotonic() + pytestconfig.getoption("faults_seconds")
     at_most = pytestconfig.getoption("faults_cases")
     with ExitStack() as grounds:
@@ -50,9 +61,10 @@ def test_kill_anywhere(logs: Path, table: Table, pytestconfig: pytest.Config) ->
         written = {event["event"] for name in HOSTS for event in ground.events(name)}
         nowhere = EVENTS.keys() - written - ELSEWHERE.keys()
         complaints = [f"neither a boundary nor named above: {sorted(nowhere)}"] if nowhere else []
-        chance.shuffle(cases)
-        cases = [case for case in cases if pytestconfig.getoption("faults_only") in str(case)]
-        for case in cases[:at_most]:
+        cases = [case for case in in_order(cases, table.seed) if pytestconfig.getoption("faults_only") in str(case)]
+        ours = cases[part::PARTS]
+        print(f"{len({(case.play, case.boundary) for case in ours})} boundaries, {len(ours)} cases")
+        for case in ours[:at_most]:
             if time.monotonic() > end:
                 break
             print(f"== {case}")
