@@ -24,7 +24,7 @@ APPS = Path(__file__).resolve().parent / "files"
 # By engine, what has a worker execute one task at a time; the second word of its command.
 OPTIONS = {"celery": "--concurrency=1", "dramatiq": "--threads=1"}
 SECONDS = 60.0
-TASKS = 20
+TASKS = 40
 
 
 @pytest.fixture(params=sorted(OPTIONS))

@@ -10,7 +10,6 @@ import ledger_tasks  # type: ignore[import-not-found]  # stands beside this file
 from celery import Celery
 
 app = Celery("celery_letters")
-app.task(name="ledger_tasks.work")(ledger_tasks.work)
 
 
 @app.task(name="celery_letters.check")
@@ -18,3 +17,10 @@ def check() -> None:
     """Fail in a release that can't work."""
     if os.environ.get("MODE") == "bad":
         raise RuntimeError("this release can't work, as it is meant to")
+
+
+@app.task(name="ledger_tasks.work", autoretry_for=(RuntimeError,), max_retries=None, default_retry_delay=1)
+def work(number: int, seconds: float) -> None:
+    """Task ``number``, which is tried again until a release can do it."""
+    check.run()
+    ledger_tasks.work(number, seconds)

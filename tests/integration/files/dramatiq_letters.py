@@ -11,7 +11,6 @@ import ledger_tasks  # type: ignore[import-not-found]  # stands beside this file
 from dramatiq.brokers.redis import RedisBroker
 
 dramatiq.set_broker(RedisBroker(url=os.environ["DRAMATIQ_BROKER_URL"]))
-dramatiq.actor(actor_name="ledger_tasks.work", queue_name="letters")(ledger_tasks.work)
 
 
 @dramatiq.actor(actor_name="dramatiq_letters.check", queue_name="letters")
@@ -19,3 +18,10 @@ def check() -> None:
     """Fail in a release that can't work."""
     if os.environ.get("MODE") == "bad":
         raise RuntimeError("this release can't work, as it is meant to")
+
+
+@dramatiq.actor(actor_name="ledger_tasks.work", queue_name="letters", min_backoff=1000, max_backoff=1000)
+def work(number: int, seconds: float) -> None:
+    """Task ``number``, which is tried again until a release can do it."""
+    check.fn()
+    ledger_tasks.work(number, seconds)
