@@ -52,7 +52,7 @@ integration: setup ## Test against real brokers, workers, supervisors and hosts
 	@$(PYTEST) tests/integration
 
 molecule: setup ## Run one Molecule scenario: SCENARIO=default
-	@$(PYTEST) 'tests/checks/test_scenarios.py::test_scenario_passes[$(SCENARIO)]' -s
+	@$(PYTEST) 'tests/checks/test_scenarios.py::test_scenario_passes[$(SCENARIO)]' -s --faults-all
 
 core-matrix: setup-fast ## Run the demo's plays with each supported ansible-core that this machine has a Python for
 	@$(PYTEST) -m matrix
