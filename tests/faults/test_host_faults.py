@@ -32,6 +32,7 @@ GRACE_SECONDS = 10
 ANSWER_SECONDS = 60
 STEP_SECONDS = 240
 TASK_SECONDS = 20.0
+MORE_THAN_ARE_PRODUCED = 100_000
 # What is done to a host, and how it is undone.
 FAULTS = {
     "power cut": (Host.kill, Host.power_on),
@@ -109,7 +110,7 @@ def test_a_host_is_struck(pool: Pool, engine: Engine, table: Table, known: set[s
     if playbook == "rollback":
         assert pool.play("deploy", **wanted).status == 0
         wanted = {}
-    with Production(pool, next(_tasks) * 1000) as production:
+    with Production(pool, next(_tasks) * MORE_THAN_ARE_PRODUCED) as production:
         first, seconds = struck(pool, engine, fault, step, home, wanted)
         again = run_again(pool, playbook, wanted)
         production.stop()
