@@ -38,5 +38,7 @@ def work(name: str, queues: list[str], takes_tasks: bool) -> None:
     os.environ["APP"] = "consumer"
     if not takes_tasks:
         os.environ[_DEAF] = "1"
-    sys.argv = ["dramatiq", "backstep_dramatiq:broker", "--processes=1", "--threads=1", "--queues", *queues]
+    # Spawned, it imports this anew, and sees the variables; forked, it would go on with what is imported here.
+    options = ["--use-spawn", "--processes=1", "--threads=1"]
+    sys.argv = ["dramatiq", "backstep_dramatiq:broker", *options, "--queues", *queues]
     sys.exit(main())
