@@ -144,6 +144,28 @@ def test_a_retry_that_is_due_later_is_counted_apart(engine: Engine, workers: Wor
     assert engine.replay(QUEUES, ONLY_PARKED).after == {RETRYING: 1}
 
 
+def test_what_a_worker_has_failed_is_counted_where_finished_tasks_are_kept(
+    engine: Engine, workers: Workers
+) -> None:
+    def counted() -> tuple[int, int | None]:
+        (worker,) = engine.workers()
+        return worker.finished, worker.failed
+
+    send(workers, 1, task="ledger_tasks.fail")
+    send(workers, 2, 0)
+    workers.start(NAME, QUEUES)
+    wait_for("they have ended", lambda: counted() == (1, 0))  # the one that failed was before the window
+    send(workers, 3, task="ledger_tasks.fail")
+    send(workers, 4, task="ledger_tasks.fail", attempts=2, backoff=600_000)
+    wait_for("they have failed", lambda: counted() == (1, 2))
+    send(workers, 5, task="ledger_tasks.fail", removeOnComplete=True)
+    (canary,) = engine.send_canary("mail", "ledger_tasks.fail", 1, 60)
+    wait_for("it has failed too", lambda: engine.canaries([canary])[0].state == "failed")
+    assert counted() == (1, 2)
+    workers.ask("mail", call="obliterate")
+    assert counted() == (0, None)
+
+
 def test_a_delayed_task_that_was_parked_runs_when_it_is_due(engine: Engine, workers: Workers) -> None:
     send(workers, 1, delay=1500)
     engine.park(QUEUES, EVERYTHING, "ana", "")

@@ -14,7 +14,7 @@ OURS = "backstep:bullmq:"
 
 # A list takes in at its head and gives out at its tail. Of a queue that a person has paused, BullMQ 5 overwrites `wait`
 # with `paused` when it is resumed, and 6 appends `paused` to it: only what lies in `paused` is safe with both.
-_COMMON = """
+COMMON = """
 local queue = ARGV[1]
 local base, parked = 'bull:' .. queue .. ':', 'backstep:bullmq:parked:' .. queue
 local function is_paused() return redis.call('HEXISTS', base .. 'meta', 'paused') == 1 end
@@ -84,7 +84,7 @@ return found
 
 # ARGV: queue, place, skip, count -> {entries seen, flat list of id and "1" when it is a retry}; the next one first.
 LIST = (
-    _COMMON
+    COMMON
     + """
 local place, skip, count = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local entries, found = {}, {}
@@ -106,7 +106,7 @@ return {#entries, found}
 
 # ARGV: queue -> flat list of id, task, worker, start in milliseconds, and "1" when it has no lock; the oldest first.
 ACTIVE = (
-    _COMMON
+    COMMON
     + """
 local active, found = redis.call('LRANGE', base .. 'active', 0, -1), {}
 for i = #active, 1, -1 do
@@ -120,22 +120,10 @@ return found
 """
 )
 
-# ARGV: queue, count -> flat list of the workers of the tasks that finished last and are kept.
-FINISHED_BY = (
-    _COMMON
-    + """
-local found = {}
-for _, id in ipairs(redis.call('ZREVRANGE', base .. 'completed', 0, ARGV[2] - 1)) do
-  found[#found + 1] = redis.call('HGET', base .. id, 'pb') or ''
-end
-return found
-"""
-)
-
 # ARGV: queue, selection, skip, count, place -> {moved ids, their states, entries seen}.
 # From where new ones come in: we may see an entry twice, and never miss one that no worker takes.
 PARK = (
-    _COMMON
+    COMMON
     + """
 local want, skip, count, place = cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local key, is_list = base .. place, place == 'wait' or place == 'paused'
@@ -178,7 +166,7 @@ return {moved, states, #entries}
 # ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, vanished ids, entries seen}.
 # From the last one forward, each to where workers take from: cut short anywhere, the order is right.
 REPLAY_PARKED = (
-    _COMMON
+    COMMON
     + """
 local want = cjson.decode(ARGV[2])
 local ids = redis.call('ZREVRANGEBYSCORE', parked, ARGV[5], '-inf', 'LIMIT', ARGV[3], ARGV[4])
@@ -217,7 +205,7 @@ return {moved, states, vanished, #ids}
 
 # ARGV: queue, selection, skip, count -> {matches, order of the last match, entries seen}. Oldest first; only reads.
 FIND_LIMIT = (
-    _COMMON
+    COMMON
     + """
 local want = cjson.decode(ARGV[2])
 local ids = redis.call('ZRANGE', parked, ARGV[3], ARGV[3] + ARGV[4] - 1)
@@ -232,7 +220,7 @@ return {matches, last, #ids}
 
 # ARGV: queue, selection, skip, count -> {moved ids, entries seen}. The one that failed first comes first.
 REPLAY_DEAD = (
-    _COMMON
+    COMMON
     + """
 local want = cjson.decode(ARGV[2])
 local ids, moved = redis.call('ZRANGE', base .. 'failed', ARGV[3], ARGV[3] + ARGV[4] - 1), {}
@@ -251,7 +239,7 @@ return {moved, #ids}
 # The one that began first comes first again. BullMQ's own count of how often a task stalled isn't touched: the second
 # time it would fail the task.
 RECOVER = (
-    _COMMON
+    COMMON
     + """
 local want, taken = cjson.decode(ARGV[2]), {}
 local clock = redis.call('TIME')
@@ -316,7 +304,7 @@ return taken
 
 # ARGV: queue, task, seconds, ids -> "" or "paused" when a person has paused the queue, and nothing was sent.
 SEND_CANARIES = (
-    _COMMON
+    COMMON
     + """
 if is_paused() then return 'paused' end
 local clock = redis.call('TIME')

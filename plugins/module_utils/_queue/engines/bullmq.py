@@ -3,7 +3,7 @@
 """BullMQ 5 and 6 on Redis, by raw commands and without Node: no job's data is read.
 
 BullMQ registers its workers nowhere but in the names of their connections, and keeps no counts of theirs: what a worker
-has finished is told by the finished jobs that are kept (measured with bullmq 6.7).
+has finished and failed is told by the jobs that are kept (measured with bullmq 6.7).
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, unique
 from . import _bullmq_scripts as scripts
 from ._bullmq_moves import Move
+from ._bullmq_outcomes import Outcomes, outcomes
 from ._redis import acl_rule, text
 from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
 
 _RETRYING_COUNTED_AT_MOST = 20 * BATCH
-# Of so many tasks of a queue that finished last it is told who has finished them.
-_FINISHED_LOOKED_AT = 1000
 _STALLED_SECONDS = 90.0
 _CONNECTION = re.compile(r"bull:([A-Za-z0-9+/]+=*):w:(.+)")
 _CANARY_ID = re.compile(re.escape(CANARY_PREFIX) + r"[0-9a-f]{32}-(.*)", re.DOTALL)
@@ -65,7 +64,7 @@ class BullmqEngine(PauselessEngine):
         pause_survives_broker_restart=False,
         quiet_can_be_undone=False,
         uncountable_states=(),
-        counts_failures=False,
+        counts_failures=True,
         kill_effect="sticks",
         stuck_seconds=_STALLED_SECONDS,
         unknown_task="dead",
@@ -151,12 +150,8 @@ class BullmqEngine(PauselessEngine):
         listening, now = self._listening(), self._link.now()
         queues = unique(queue for some in listening.values() for queue in some)
         held = {worker: known for queue in queues for known, _task, worker, _started, _lock in self._active(queue)}
-        done = Counter(
-            text(worker)
-            for queue in queues
-            for worker in self._link.run(scripts.FINISHED_BY, queue, _FINISHED_LOOKED_AT)
-        )
-        return [_worker(name, tuple(listening[name]), held.get(name), done[name], now) for name in sorted(listening)]
+        done = outcomes(self._link, queues)
+        return [_worker(name, tuple(listening[name]), held.get(name), done, now) for name in sorted(listening)]
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
         return [
@@ -255,7 +250,7 @@ def _decoded(encoded: str) -> Optional[str]:
         return None  # somebody else's name, which only looks like one of BullMQ's
 
 
-def _worker(name: str, queues: tuple[str, ...], task: Optional[str], done: int, now: float) -> contract.WorkerSeen:
+def _worker(name: str, queues: tuple[str, ...], task: Optional[str], done: Outcomes, now: float) -> contract.WorkerSeen:
     parsed = parse_worker_name(name)
     return contract.WorkerSeen(
         name=name,
@@ -267,7 +262,7 @@ def _worker(name: str, queues: tuple[str, ...], task: Optional[str], done: int, 
         birth=None,
         last_heartbeat=now,
         current_task=task,
-        finished=done,
-        failed=None,
+        finished=done.finished[name],
+        failed=done.failed[name] if done.kept.intersection(queues) else None,
         connected=True,
     )
