@@ -30,6 +30,7 @@ from tests.support.environment import WHEELHOUSE, ansible_environment
 from tests.support.local_hosts import LocalHost, end_marked
 from tests.support.servers import free_port
 from tools.common import ToolError, run, wait_for
+from tools.node import MODULES
 
 HOSTS = ("w1", "w2", "w3")
 POOL = "letters"
@@ -42,6 +43,7 @@ _START_SECONDS = 15.0
 _STOP_SECONDS = 10.0
 # What a worker imports as it starts.
 _IMPORTED = {
+    "bullmq": ("redis",),
     "celery": ("amqp", "billiard", "celery", "click", "dateutil", "kombu", "prompt_toolkit", "redis", "vine"),
     "dramatiq": ("dramatiq", "redis"),
     "rq": ("click", "croniter", "dateutil", "redis", "rq"),
@@ -83,6 +85,11 @@ class Stand:
     def libraries(self) -> Path:
         """What the app imports."""
         return self.folder / "libraries"
+
+    @property
+    def node_modules(self) -> Path:
+        """What an app on Node requires."""
+        return self.folder / "node_modules"
 
     @property
     def inventory(self) -> Path:
@@ -183,6 +190,8 @@ def _unpack_libraries(stand: Stand) -> None:
     for wheel in WHEELHOUSE.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(stand.libraries)
+    if stand.engine == "bullmq":
+        shutil.copytree(MODULES, stand.node_modules)
     # The workers' user can't write here, so without this each start of a worker would compile everything again.
     packages = [stand.libraries / name for name in _IMPORTED[stand.engine]]
     run([stand.python, "-m", "compileall", "-q", "-j", "0", *packages], timeout=60, env=stand.environment())
@@ -214,7 +223,12 @@ def _write_inventory(stand: Stand) -> None:
         "pool_supervisor_conf_dir": f"{stand.folder}/{{{{ inventory_hostname }}}}/conf.d",
         "pool_command": [stand.python, "{app}/worker.py", "{worker}", "{queues}"],
         "pool_config": [{"src": str(DEMO / "letters.ini.j2"), "dest": "letters.ini"}],
-        "pool_env": {"LEDGER_URL": stand.ledger_url, "REPORTS": REPORTS, "PYTHONPATH": str(stand.libraries)},
+        "pool_env": {
+            "LEDGER_URL": stand.ledger_url,
+            "REPORTS": REPORTS,
+            "PYTHONPATH": str(stand.libraries),
+            "NODE_PATH": str(stand.node_modules),
+        },
         "pool_drain": {"timeout": 20, "on_timeout": "abort"},
         "pool_confirm_timeout": 120,
     }

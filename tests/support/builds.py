@@ -16,7 +16,10 @@ from tools.common import CHECKOUT, main
 
 DEMO = CHECKOUT / "tests" / "demo"
 ENGINES = sorted(path.name for path in (DEMO / "engines").iterdir())
-LEDGER_TASKS = CHECKOUT / "tests" / "support" / "ledger_tasks.py"
+SUPPORT = CHECKOUT / "tests" / "support"
+LEDGER_TASKS = SUPPORT / "ledger_tasks.py"
+# What an app needs besides to keep the ledger, where it isn't in Python.
+_MORE = {"bullmq": "ledger_tasks.cjs", "sidekiq": "sidekiq_app.rb"}
 GOOD = "good"
 BAD_KINDS = ("crash", "crash-later", "failing-tasks", "wrong-queue", "never-consumes")
 
@@ -26,9 +29,10 @@ def put_together(target: Path, engine: str, kind: str = GOOD) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     for part in (DEMO / "app", DEMO / "engines" / engine):
         shutil.copytree(part, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    shutil.copy(LEDGER_TASKS, target)
+    for name in filter(None, (LEDGER_TASKS.name, _MORE.get(engine))):
+        shutil.copy(SUPPORT / name, target)
     if kind != GOOD:
-        for path in (DEMO / "builds" / kind.replace("-", "_")).glob("*.py"):
+        for path in (DEMO / "builds" / kind.replace("-", "_")).glob("*.*"):
             shutil.copy(path, target)
     return target
 

@@ -4,9 +4,9 @@
 'use strict';
 
 const { Queue } = require(process.env.BULLMQ || 'bullmq');
+const { connectionTo } = require('./ledger_tasks.cjs');
 
-const url = new URL(process.env.REDIS_URL);
-const connection = { host: url.hostname, port: Number(url.port), db: Number(url.pathname.slice(1)) };
+const connection = connectionTo(process.env.REDIS_URL);
 const queues = new Map();
 
 function queueNamed(name) {
@@ -27,4 +27,5 @@ async function answer(line) {
 
 require('readline')
   .createInterface({ input: process.stdin })
-  .on('line', async (line) => console.log(await answer(line).catch((error) => `failed: ${error}`)));
+  .on('line', async (line) => console.log(await answer(line).catch((error) => `failed: ${error}`)))
+  .on('close', () => process.exit(0)); // also while Redis is gone

@@ -4,25 +4,15 @@
 'use strict';
 
 const { Worker } = require(process.env.BULLMQ || 'bullmq');
-const Redis = require('ioredis');
+const ledger = require('./ledger_tasks.cjs');
 
-const url = new URL(process.env.REDIS_URL);
-const connection = { host: url.hostname, port: Number(url.port), db: Number(url.pathname.slice(1)) };
-const notes = new Redis(process.env.LEDGER_URL);
-notes.on('error', () => {}); // it connects again
+const connection = ledger.connectionTo(process.env.REDIS_URL);
+const tasks = { 'ledger_tasks.work': ledger.work, 'ledger_tasks.fail': ledger.fail };
 
 async function process_(job) {
   if (job.name === 'backstep-canary') return;
-  const [number, seconds] = [String(job.data[0]), job.data[1]];
-  if (job.name === 'ledger_tasks.work') {
-    await notes.hincrby('ledger:started', number, 1);
-    await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
-    await notes.hincrby('ledger:finished', number, 1);
-  } else if (job.name === 'ledger_tasks.fail') {
-    throw new Error('it fails, as it is meant to');
-  } else {
-    throw new Error(`unknown task ${job.name}`);
-  }
+  if (!tasks[job.name]) throw new Error(`unknown task ${job.name}`);
+  await tasks[job.name](...job.data);
 }
 
 const name = process.env.BACKSTEP_WORKER;

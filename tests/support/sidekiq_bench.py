@@ -20,7 +20,12 @@ _START = (
     "os.environ['BACKSTEP_WORKER'] = f'{sys.argv[1]}/{os.getpid()}';"
     "os.execvp('sidekiq', ['sidekiq', *sys.argv[2:]])"
 )
-_CLASSES = {TASK: "LedgerTasks::Work", FAILING_TASK: "LedgerTasks::Fail", UNKNOWN_TASK: "AppTasks::Unknown"}
+_CLASSES = {
+    TASK: "LedgerTasks::Work",
+    FAILING_TASK: "LedgerTasks::Fail",
+    UNKNOWN_TASK: "AppTasks::Unknown",
+    "letters.send": "Letters::Send",
+}
 
 
 class _Producer:
