@@ -50,6 +50,8 @@ _IMPORTED = {
     "sidekiq": ("redis",),
     "streams": ("redis",),
 }
+# What a worker is besides Python.
+_RUNTIMES = {"bullmq": "node", "sidekiq": "sidekiq"}
 # Debian's account for what owns no files.
 _UNPRIVILEGED = "nobody"
 
@@ -135,6 +137,9 @@ def a_stand(engine: str = "rq") -> Iterator[Stand]:
     :param engine: the queue library of the demo's app.
     :raises ToolError: something did not start.
     """
+    runtime = _RUNTIMES.get(engine)
+    if runtime and (shutil.which(runtime) is None or (engine == "bullmq" and not MODULES.exists())):
+        raise ToolError(f"The demo with {engine} needs {runtime}. Nothing was started. Run: make setup")
     with ExitStack() as undo:
         folder = Path(tempfile.mkdtemp(prefix="backstep-demo-"))
         undo.callback(shutil.rmtree, folder, ignore_errors=True)

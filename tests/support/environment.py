@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tools.common import BUILD, CHECKOUT, COLLECTIONS, VENV
 from tools.docker import image_name
+from tools.node import MODULES
 
 WHEELHOUSE = BUILD / "wheelhouse"
 # Settings of a person's own shell that would change what is tested.
@@ -34,6 +35,7 @@ def ansible_environment(bin_folder: Path = VENV / "bin") -> dict[str, str]:
         "BACKSTEP_HOSTS": f"backstep-{hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:6]}",
         "BACKSTEP_IMAGE": image_name(),
         "BACKSTEP_WHEELHOUSE": str(WHEELHOUSE),
+        "BACKSTEP_NODE_MODULES": str(MODULES),
         "LC_ALL": "C.UTF-8",
         "PATH": os.pathsep.join([str(bin_folder), kept.get("PATH", os.defpath)]),
         "PYTHONNOUSERSITE": "1",
