@@ -19,7 +19,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout import r
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder import require_drain_time
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder import (
+    forecast,
+    require_drain_time,
+    require_put_back,
+)
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import ABORT, OVERLAP
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
@@ -47,6 +52,8 @@ OPTIONS: dict[str, Any] = {
     "engine": {"type": "str", "default": ""},
     "command": {"type": "list", "elements": "str", "default": []},
     "drain_timeout": {"type": "float", "default": 0.0},
+    "mode": {"type": "str", "default": OVERLAP},
+    "drain_policy": {"type": "str", "default": ABORT},
     "visibility_timeout": {"type": "float", "default": 0.0},
     "answers": {"type": "str", "default": ""},
     "broker": {"type": "dict", "default": {}},
@@ -109,6 +116,8 @@ class ActionModule(ActionBase):
             schedulers.require_host(scheduler, params["all_hosts"])
             times = worker_times(params["engine"], params["command"], params["visibility_timeout"])
             require_drain_time(params["engine"], params["drain_timeout"], times)
+            lost = params["broker"].get("lost_when_killed") or []
+            require_put_back(params["engine"], params["drain_policy"], lost)
             plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"], scheduler)
             fleet.hold_consuming(
                 plan,
@@ -126,6 +135,8 @@ class ActionModule(ActionBase):
             plan = fleet.plan_rollback(answers, dead, params["partial"], params["cross_barrier"])
         plan.left_out = left_out
         lines = text.plan_lines(params["pool"], plan, self._task.check_mode)
+        if plan.hosts and params["kind"] == "deploy":
+            lines += filter(None, [forecast(params["drain_policy"], params["mode"], lost)])
         self._show(lines)
         record = records.begin_record(plan, answers)
         owner = {**owners.this_run(), "left_out": left_out}

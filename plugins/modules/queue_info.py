@@ -36,6 +36,11 @@ options:
       - Not done in check mode.
     type: bool
     default: false
+  forecast:
+    description:
+      - Whether to also tell which tasks would be lost with a worker that is killed.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -97,6 +102,14 @@ server:
   type: dict
   returned: success
   sample: {"version": "7.0.15", "role": "master", "uptime": 86400, "time": 1795243024.3}
+lost_when_killed:
+  description:
+    - Names of the tasks that are lost when a worker is killed while it executes them, as the living workers say it.
+      Empty where none lives, and where the engine loses none.
+  type: list
+  elements: str
+  returned: with O(forecast=true)
+  sample: [mail.send]
 actions:
   description: Always empty, as this module changes nothing.
   type: list
@@ -132,6 +145,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             "executing": [as_result(task) for task in engine.executing(queues)],
             "paused": as_result(engine.pause_state()),
             "capabilities": as_result(engine.capabilities),
+            **({"lost_when_killed": engine.lost_when_killed()} if params["forecast"] else {}),
         }
 
 
@@ -142,6 +156,7 @@ def main() -> None:
             **BROKER_OPTIONS,
             "queues": {"type": "list", "elements": "raw", "default": []},
             "prove_rights": {"type": "bool", "default": False},
+            "forecast": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

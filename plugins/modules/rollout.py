@@ -72,6 +72,17 @@ options:
         or give them out again.
     type: float
     default: 0.0
+  mode:
+    description: Whether the new release is started beside the old one (V(overlap)), or after it (V(replace)).
+    type: str
+    default: overlap
+  drain_policy:
+    description:
+      - What becomes of tasks that take longer. V(requeue) is refused when some of them would be lost, as the answer of
+        M(backstep.workers.queue_info) with O(backstep.workers.queue_info#module:forecast=true) in O(broker) says; with
+        V(kill) the plan names them.
+    type: str
+    default: abort
   visibility_timeout:
     description: After how many seconds the engine gives a task out again that was taken and not acknowledged, where the
       app sets that. 0 means the engine's default.

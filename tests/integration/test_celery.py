@@ -58,6 +58,12 @@ def hold(engine: Engine, workers: Workers, task: str) -> str:
     return name
 
 
+def test_which_tasks_a_kill_would_lose_is_told_by_the_workers(engine: Engine, workers: Workers) -> None:
+    assert engine.lost_when_killed() == []
+    workers.start(NAME, QUEUES)
+    assert engine.lost_when_killed() == ["ledger_tasks.fail", "ledger_tasks.work"]
+
+
 def test_each_priority_keeps_its_own_order(engine: Engine, workers: Workers) -> None:
     with Celery(broker=workers.url, set_as_current=False) as app:
         for number, priority in enumerate((9, 3, 0, 6, 0, 9)):

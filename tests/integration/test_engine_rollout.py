@@ -38,7 +38,7 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
         yield started
 
 
-def deploy(stand: Stand, folder: Path, version: str, **environment: str) -> Played:
+def deploy(stand: Stand, folder: Path, version: str, on_timeout: str = "abort", **environment: str) -> Played:
     """Deploy a version to one host with two workers, by the engine's own command but for where that is."""
     _program, first, *words = worker_defaults(stand.engine).command
     variables: dict[str, Any] = {
@@ -54,7 +54,7 @@ def deploy(stand: Stand, folder: Path, version: str, **environment: str) -> Play
             **environment,
         },
         "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": f"{stand.engine}_letters.check"},
-        "pool_drain": {"timeout": SECONDS, "on_timeout": "abort"},
+        "pool_drain": {"timeout": SECONDS, "on_timeout": on_timeout},
     }
     return play(stand, folder, f"deploy-{version}", "deploy", **variables)
 
@@ -79,6 +79,18 @@ def test_a_bad_release_goes_back_and_no_task_is_lost(stand: Stand, tmp_path: Pat
         wait_for("everything is done", lambda: producer.finished() == TASKS, SECONDS)
         found = balance(engine, stand.ledger_url, [QUEUE])
     assert (found.balanced, found.counts()["finished"], found.counts()["duplicated"]) == (True, TASKS, 0)
+
+
+@pytest.mark.parametrize("stand", ["celery"], indirect=True)
+def test_a_drain_that_would_lose_tasks_is_refused_or_foretold(stand: Stand, tmp_path: Path) -> None:
+    assert deploy(stand, tmp_path, "1", on_timeout="requeue").status == 0
+    refused = deploy(stand, tmp_path, "2", on_timeout="requeue")
+    assert refused.status != 0
+    assert "is lost and can't be put back: celery_letters.check, ledger_tasks.work." in refused.output
+    assert versions(stand) == ["1", "1"]
+    foretold = deploy(stand, tmp_path, "2", on_timeout="kill")
+    assert (foretold.status, versions(stand)) == (0, ["2", "2"])
+    assert "is killed, and of these tasks lost: celery_letters.check, ledger_tasks.work\n" in foretold.output
 
 
 def release_of_two_workers(engine: Engine) -> str:

@@ -11,7 +11,20 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
     worker_times,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder import WorkerTimes, require_drain_time
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder import (
+    WorkerTimes,
+    forecast,
+    require_drain_time,
+    require_put_back,
+)
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import (
+    ABORT,
+    KILL,
+    LEAVE,
+    OVERLAP,
+    REPLACE,
+    REQUEUE,
+)
 
 DEFAULT_DRAIN = 300.0
 
@@ -59,3 +72,24 @@ def test_an_engine_that_gives_tasks_out_again_within_the_drain_is_refused_with_t
 
 def test_an_engine_without_a_visibility_time_out_has_none_whatever_is_said() -> None:
     assert worker_times("rq", [], 5) == WorkerTimes()
+
+
+def test_a_drain_that_promises_to_put_back_what_would_be_lost_is_refused_with_the_tasks() -> None:
+    names = [f"mail.task{number}" for number in range(12)]
+    with pytest.raises(BadInput, match=r"lost and can't be put back: mail.task0, .*, mail.task9 and 2 more"):
+        require_put_back("celery", REQUEUE, names)
+    for policy, lost in ((REQUEUE, []), (KILL, names), (ABORT, names), (LEAVE, names)):
+        require_put_back("celery", policy, lost)
+
+
+def test_a_drain_that_may_kill_says_before_which_tasks_that_would_lose() -> None:
+    lost = ["mail.send", "mail.fetch"]
+    for policy, mode in ((KILL, OVERLAP), (KILL, REPLACE)):
+        assert forecast(policy, mode, lost) == (
+            "  what still executes when a drain's time is over is killed, and of these tasks lost: "
+            "mail.send, mail.fetch"
+        )
+        assert forecast(policy, mode, []) == ""
+    assert "on a way back when" in forecast(ABORT, REPLACE, lost)
+    for policy, mode in ((ABORT, OVERLAP), (LEAVE, REPLACE), (REQUEUE, REPLACE)):
+        assert forecast(policy, mode, lost) == ""

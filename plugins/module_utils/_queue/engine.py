@@ -280,6 +280,13 @@ class Engine(ABC):
     def executing(self, queues: Sequence[str]) -> list[ExecutingTask]:
         """Tasks that workers hold, abandoned ones too."""
 
+    def lost_when_killed(self) -> list[str]:
+        """Names of the tasks, sorted, that are lost with a worker that is killed while it executes them.
+
+        As the living workers say it, so where none lives there are none; and none where nothing is ever lost.
+        """
+        return []
+
     @abstractmethod
     def pause_state(self) -> PauseState:
         """The pause as the workers see it now."""

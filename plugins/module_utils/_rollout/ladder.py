@@ -7,10 +7,14 @@ The units that Backstep writes never kill by themselves, so of the supervisor no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
 from .errors import BadInput
+from .plans import ABORT, KILL, OVERLAP, REPLACE, REQUEUE
+
+_NAMED_AT_MOST = 10
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,36 @@ def require_drain_time(engine: str, drain_seconds: float, times: WorkerTimes) ->
             next_step=f"Set pool_drain.timeout to less than {times.again:.0f}; or, where the app sets another "
             "visibility time-out, pool_visibility_timeout to that.",
         )
+
+
+def require_put_back(engine: str, policy: str, lost: Sequence[str]) -> None:
+    """Refuse to promise that killed tasks are put back where they would be lost.
+
+    :param policy: of the drain, when its time is over.
+    :param lost: the names of tasks that go with a worker that is killed.
+    :raises BadInput: with these names.
+    """
+    if policy == REQUEUE and lost:
+        raise BadInput(
+            f"pool_drain.on_timeout is {REQUEUE}, but {engine} acknowledges these tasks before they are executed, so a "
+            f"killed one is lost and can't be put back: {_some(lost)}.",
+            left="Nothing was changed.",
+            next_step="Have the app acknowledge them late (Celery: acks_late=True, reject_on_worker_lost=True), or "
+            f"choose pool_drain.on_timeout: abort, leave, or {KILL} to lose them.",
+        )
+
+
+def forecast(policy: str, mode: str, lost: Sequence[str]) -> str:
+    """What a drain would lose whose time is over, as a line for people; "" when it would lose nothing.
+
+    :param policy: of the drains of a deploy; a way back doesn't give up where the deploy would.
+    """
+    if not lost or (policy, mode) not in ((KILL, OVERLAP), (KILL, REPLACE), (ABORT, REPLACE)):
+        return ""
+    way = "when a drain's time is over" if policy == KILL else "on a way back when the drain's time is over"
+    return f"  what still executes {way} is killed, and of these tasks lost: {_some(lost)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

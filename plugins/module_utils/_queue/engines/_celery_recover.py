@@ -86,12 +86,17 @@ def _lost(holdings: Holdings, begun: dict[str, Begun]) -> list[RecoveredTask]:
 def _is_early(replies: Replies, task: Optional[str]) -> bool:
     """Whether every worker that knows a task acknowledges it before it executes it, and at least one does know it."""
     late = {
-        entry.partition(" [acks_late=")[2].startswith("True")
+        acknowledged_late(entry)
         for entries in replies.of("registered").values()
         for entry in entries
         if entry.partition(" ")[0] == task
     }
     return late == {False}
+
+
+def acknowledged_late(entry: str) -> bool:
+    """What a worker says of a task that it knows, when it is asked for ``registered`` with ``acks_late``."""
+    return entry.partition(" [acks_late=")[2].startswith("True")
 
 
 def _restore(link: RedisLink, entries: Sequence[Held]) -> Collection[str]:

@@ -16,7 +16,7 @@ from ._celery_control import ask
 from ._celery_held import Holdings, look
 from ._celery_messages import CANARY_EXCHANGE, bound_queue, lists, worker_of
 from ._celery_moves import Move
-from ._celery_recover import recover
+from ._celery_recover import acknowledged_late, recover
 from ._celery_told import begun_by_living, counts_of
 from ._redis import acl_rule, text
 from ._redis_engine import PauselessEngine
@@ -125,6 +125,16 @@ class CeleryEngine(PauselessEngine):
         for key in lists(queue):
             found += [known for known, its_state in self._listed(key) if its_state == state]
         return list(dict.fromkeys(found))
+
+    def lost_when_killed(self) -> list[str]:
+        replies = ask(self._link, "registered", registered={"taskinfoitems": ["acks_late"]}).require_all(self._link)
+        early = {
+            entry.partition(" ")[0]
+            for entries in replies.of("registered").values()
+            for entry in entries
+            if not acknowledged_late(entry)
+        }
+        return sorted(name for name in early if not name.startswith("celery."))
 
     def workers(self) -> list[contract.WorkerSeen]:
         replies = ask(self._link, "stats", "active", "active_queues").require_all(self._link)
