@@ -136,6 +136,7 @@ def kill(host: Host, release: str, part: Part) -> None:
 
     :raises DrainTimeout: some outlive it.
     """
+    # The eldest first: a main process that outlives its child may tell the broker that the child's task has ended.
     for process in host.running(part).get(release, []):
         kill_process(process.pid)
     if not until(_KILL_SECONDS, lambda: _at_rest(host, release, part)):

@@ -102,7 +102,7 @@ def start_of(pid: int) -> Optional[tuple[int, float]]:
 
 
 def of_pool(root: Path, unit_prefix: str) -> list[Process]:
-    """Every live process of the pool below ``root``, children such as RQ's work-horses included.
+    """Every live process of the pool below ``root``, children such as RQ's work-horses included; the eldest first.
 
     :param unit_prefix: how the names of the pool's systemd units begin.
     """
@@ -118,7 +118,7 @@ def of_pool(root: Path, unit_prefix: str) -> list[Process]:
         else:
             others[pid] = birth
     _adopt_children(found, others)
-    return sorted(found.values(), key=lambda process: process.pid)
+    return sorted(found.values(), key=lambda process: (process.started, process.pid))
 
 
 def schedulers_among(processes: Sequence[Process], mains: Collection[int]) -> set[int]:
