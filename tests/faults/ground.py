@@ -36,8 +36,9 @@ END_SECONDS = 30.0
 # The guard's time: at least that, and so many times what a deploy takes on this machine, lest it fires in a good one.
 _CONFIRM_SECONDS = 20.0
 _CONFIRM_DEPLOYS = 2.5
-# How the guard may be late: it starts, waits for a step that is under way, and proves what it has brought back.
-GRACE_SECONDS = 10.0
+# How late the guard may be: it starts, waits for a step that is under way, and proves what it has brought back. At
+# least that, and as long as a deploy takes on this machine.
+_GRACE_SECONDS = 10.0
 VARIABLES: dict[str, Any] = {
     "pool_hosts": ",".join(HOSTS),
     "pool_waves": [1, "100%"],
@@ -86,6 +87,23 @@ class Controller:
                     found.append(pid)
         return found
 
+    def steps(self) -> list[int]:
+        """The steps on the hosts that are under way: a module is read by Python from its standard input."""
+        found = []
+        for pid in marked(MARK, self.mark):
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                if len(words) == 1 and b"python" in words[0]:
+                    found.append(pid)
+        return found
+
+    def wait_steps(self) -> None:
+        """Wait until the last step is over, which goes on without it.
+
+        :raises ToolError: one isn't.
+        """
+        wait_for("the steps to end", lambda: str(self.steps() or "") or None, timeout=PLAY_SECONDS)
+
     def kill(self) -> None:
         """As when its machine dies: SIGKILL to all of it at once; a step that is under way on a host goes on."""
         self.process.kill()
@@ -123,6 +141,8 @@ class Ground:
     logs: Path
     confirm_seconds: float = PLAY_SECONDS
     """After how long a guard fires."""
+    grace_seconds: float = _GRACE_SECONDS
+    """How late it may be, and how long workers may need until they consume again."""
     known: set[str] = field(default_factory=set)
     """Tasks that earlier faults have lost or made run twice."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -275,7 +295,9 @@ def a_ground(logs: Path) -> Iterator[Ground]:
         began = time.monotonic()
         # A second one: the next that is confirmed has something to prune.
         ground.require("deploy", **ground.build())
-        ground.confirm_seconds = round(max(_CONFIRM_SECONDS, _CONFIRM_DEPLOYS * (time.monotonic() - began)))
+        took = time.monotonic() - began
+        ground.confirm_seconds = round(max(_CONFIRM_SECONDS, _CONFIRM_DEPLOYS * took))
+        ground.grace_seconds = max(_GRACE_SECONDS, took)
         yield ground
 
 

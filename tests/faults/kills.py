@@ -14,7 +14,7 @@ from typing import Any
 from ansible_collections.backstep.workers.plugins.module_utils._host.host import CONTROLLER
 
 from tests.faults.gate import Boundary, Gate
-from tests.faults.ground import GRACE_SECONDS, HOSTS, PLAY_SECONDS, Consuming, Controller, Ground
+from tests.faults.ground import HOSTS, PLAY_SECONDS, Consuming, Controller, Ground
 from tests.faults.table import Run
 from tools.common import ToolError, wait_for
 
@@ -139,7 +139,7 @@ def observed(ground: Ground, play: str) -> dict[str, list[str]]:
         wrong = attempt.missed(controller.wait())
     if wrong:
         raise ToolError(f"An undisturbed {play} went wrong: {wrong}\n{controller.output[-6000:]}")
-    ground.wait_settled(GRACE_SECONDS)
+    ground.wait_settled(ground.grace_seconds)
     return {
         name: [event["event"] for event in ground.events(name, attempt.before[name]) if event["by"] == CONTROLLER]
         for name in HOSTS
@@ -180,16 +180,18 @@ def _aftermath(
         else:
             # A way back that was cut short is the guard's from then on; the run has failed and named the host.
             named = status != 0 and _NEEDS_A_PERSON in controller.output
-            ground.wait_settled((ground.confirm_seconds if named else 0) + GRACE_SECONDS)
+            ground.wait_settled((ground.confirm_seconds if named else 0) + ground.grace_seconds)
             found += _one_verdict(ground)
     else:
         controller.wait()
     if case.wait:
-        ground.wait_settled(ground.confirm_seconds + GRACE_SECONDS)
+        # Before its first event a step that goes on is not to be seen in the journal.
+        controller.wait_steps()
+        ground.wait_settled(ground.confirm_seconds + ground.grace_seconds)
         found += filter(None, map(attempt.misplaced, HOSTS))
         if case.fault == FROZEN:
             found += _named(ground, case.boundary.host, controller)
-        wait_for("every host to consume", lambda: _silent(consuming), timeout=GRACE_SECONDS)
+        wait_for("every host to consume", lambda: _silent(consuming), timeout=ground.grace_seconds)
     return [*found, *_run_again(ground, case, attempt, consuming)]
 
 
@@ -203,8 +205,8 @@ def _run_again(ground: Ground, case: Case, attempt: Attempt, consuming: Consumin
     wrong = attempt.missed(status)
     if wrong:
         print(again.output)
-    ground.wait_settled(GRACE_SECONDS)
-    wait_for("every host to consume", lambda: _silent(consuming), timeout=GRACE_SECONDS)
+    ground.wait_settled(ground.grace_seconds)
+    wait_for("every host to consume", lambda: _silent(consuming), timeout=ground.grace_seconds)
     return [*wrong, *ground.complaints()]
 
 

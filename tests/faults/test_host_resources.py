@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ground import GRACE_SECONDS, HOSTS, Ground
+from tests.faults.ground import HOSTS, Ground
 from tests.faults.table import Run, Table
 from tools.common import run
 
@@ -37,7 +37,7 @@ def test_a_half_written_last_line_of_the_journal_does_no_harm(ground: Ground, ta
         stream.write(b'{"schema":1,"seq":')
     before = ground.lengths()
     ground.require("deploy", **ground.build())
-    ground.wait_settled(GRACE_SECONDS)
+    ground.wait_settled(ground.grace_seconds)
     first = ground.events(HOSTS[0], before[HOSTS[0]])[0]
     assert (first["event"], first["bytes"]) == ("torn_line", 18)
     assert ground.complaints() == []
@@ -106,12 +106,12 @@ def test_clocks_that_are_ten_minutes_apart_change_nothing(ground: Ground, table:
     home = ground.current()
     with ground.production(), ahead(ground, HOSTS[1]):
         assert ground.play("deploy", **ground.build("crash")).wait() != 0
-        ground.wait_settled(GRACE_SECONDS)
+        ground.wait_settled(ground.grace_seconds)
         assert ground.current() == home
         ground.require("deploy", **ground.build(), pool_report_dir=str(tmp_path))
-        ground.wait_settled(GRACE_SECONDS)
+        ground.wait_settled(ground.grace_seconds)
         ground.require("rollback")
-        ground.wait_settled(GRACE_SECONDS)
+        ground.wait_settled(ground.grace_seconds)
     assert ground.current() == home
     times = {name: ground.events(name)[-1]["time"] for name in HOSTS}
     assert times[HOSTS[1]] - times[HOSTS[0]] > AHEAD_SECONDS / 2, "the clocks were apart"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ground import GRACE_SECONDS, HOSTS, VARIABLES, Ground
+from tests.faults.ground import HOSTS, VARIABLES, Ground
 from tests.faults.table import Run, Table
 
 pytestmark = pytest.mark.timeout(600)
@@ -50,7 +50,7 @@ def test_a_lease_outlives_the_longest_step_of_another_host(ground: Ground) -> No
     ground.require("deploy", **ground.build(), pool_lease_timeout=1, pool_step_timeout=40)
     leases = [event["seconds"] for event in ground.events(OTHER, before[OTHER]) if event["event"] == "lease_granted"]
     assert leases == [40 + canary]
-    ground.wait_settled(GRACE_SECONDS)
+    ground.wait_settled(ground.grace_seconds)
 
 
 @pytest.mark.thorough
@@ -72,10 +72,10 @@ def test_a_rollback_goes_on_without_it(ground: Ground, table: Table, frozen: tup
     assert rollback.wait() != 0
     assert f"{FROZEN}: unreachable: {SAID}" in rollback.output
     assert f"{FROZEN} was not asked: it had given no answer" in rollback.output
-    ground.wait_settled(GRACE_SECONDS)
+    ground.wait_settled(ground.grace_seconds)
     assert {name: ground.host(name).state().current for name in HOSTS} == {OTHER: home, FROZEN: new}
     assert ground.lengths()[FROZEN] == before[FROZEN]
     ground.require("rollback")
-    ground.wait_settled(GRACE_SECONDS)
+    ground.wait_settled(ground.grace_seconds)
     assert ground.current() == home
     table.runs.append(Run("host never answers", "rollback"))

@@ -15,7 +15,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.clock impor
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import is_live
 
 from tests.faults.gate import BEFORE_NEXT, JUST_AFTER, Boundary, Gate
-from tests.faults.ground import GRACE_SECONDS, HOSTS, PLAY_SECONDS, Controller, Ground
+from tests.faults.ground import HOSTS, PLAY_SECONDS, Controller, Ground
 from tests.faults.table import Run, Table
 from tools.common import wait_for
 
@@ -35,7 +35,7 @@ def wait_said(controller: Controller, text: str) -> None:
 
 def on(ground: Ground, release: str) -> None:
     """Every host is settled on a release, and nothing is lost."""
-    ground.wait_settled(ground.confirm_seconds + GRACE_SECONDS)
+    ground.wait_settled(ground.confirm_seconds + ground.grace_seconds)
     assert {name: ground.host(name).state().current for name in HOSTS} == dict.fromkeys(HOSTS, release)
     assert ground.complaints() == []
 
@@ -146,7 +146,7 @@ def test_a_controller_that_wakes_up_late_is_refused_by_the_hosts(ground: Ground,
             late = ground.start("deploy", **ground.build(), **terms)
             assert gate.wait_for(Boundary(HOSTS[0], "switched", 1, JUST_AFTER), PLAY_SECONDS, late.running)
             freeze(late, signal.SIGSTOP)
-        wait_for("the leases to run out", lambda: held(ground), timeout=LEASE_SECONDS + GRACE_SECONDS)
+        wait_for("the leases to run out", lambda: held(ground), timeout=LEASE_SECONDS + ground.grace_seconds)
         if other:
             ground.require("deploy", **ground.build())
             home = ground.current()
