@@ -6,10 +6,63 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from urllib.parse import urlsplit
+from typing import NamedTuple, Optional
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from .._rollout.errors import BadInput
 from .._rollout.masking import mask, scrub
+
+# redis+sentinel://user:password@host:26379,host:26379/name/database?options; TLS for both kinds with rediss+sentinel.
+_WATCHED = re.compile(r"(?i:(rediss?)\+sentinel)://(?:([^/?#]*)@)?([^@/?#]*)/?([^/?#]*)/?([^?#]*)(?:\?([^#]*))?")
+_SENTINEL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+)(?::(\d+))?")
+_SENTINEL_PORT = 26379
+
+
+class Watched(NamedTuple):
+    """A Redis whose address is asked of the sentinels that watch over it."""
+
+    sentinels: tuple[tuple[str, int], ...]
+    name: str
+    """How they call it."""
+    server: str
+    """All that the URL says of Redis itself, as a URL with the host ``sentinel``, which nobody connects to."""
+    username: Optional[str]
+    """Of the sentinels themselves, as their password is."""
+    password: Optional[str]
+
+
+def watched(url: str) -> Optional[Watched]:
+    """What a URL says of a Redis under Sentinel; None when it is another kind of URL.
+
+    :raises BadInput: it names no sentinel, no Redis that they watch over, or no database number.
+    """
+    found = _WATCHED.fullmatch(url)
+    if found is None:
+        return None
+    scheme, user, places, name, database, query = (part or "" for part in found.groups())
+    if not name:
+        raise _bad(url, "it doesn't say how the sentinels call the Redis, for example /mymaster at its end")
+    if not re.fullmatch(r"\d*", database):
+        raise _bad(url, f"'{database}' is no database number")
+    options = parse_qsl(query, keep_blank_values=True)
+    own = {f"sentinel_{option}" for option in ("username", "password")}
+    rest = urlencode([(option, value) for option, value in options if option not in own])
+    given = dict(options)
+    return Watched(
+        tuple(_sentinel(url, place) for place in places.split(",")),
+        name,
+        f"{scheme.lower()}://{user}{'@' if user else ''}sentinel/{database}{'?' if rest else ''}{rest}",
+        given.get("sentinel_username"),
+        given.get("sentinel_password"),
+    )
+
+
+def _sentinel(url: str, place: str) -> tuple[str, int]:
+    found = _SENTINEL.fullmatch(place)
+    port = int(found.group(2) or _SENTINEL_PORT) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise _bad(url, f"'{place}' is no place of a sentinel" if place else "it names no sentinel")
+    return found.group(1).strip("[]"), port
 
 
 def check_url(url: str, schemes: Collection[str]) -> str:
@@ -18,6 +71,8 @@ def check_url(url: str, schemes: Collection[str]) -> str:
     :param schemes: what the engine's client understands, for example ``redis``.
     :raises BadInput: wrong scheme, no host (no path for ``unix``), or a port that is no number.
     """
+    if url.partition("://")[0].lower() in schemes and watched(url):
+        return url
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  # reading it is what checks it
@@ -45,6 +100,10 @@ def _bad(url: str, why: str) -> BadInput:
 
 def without_secrets(url: str) -> str:
     """The URL without user, password and query: which broker it is, whoever asks."""
+    guarded = _WATCHED.fullmatch(url)
+    if guarded:
+        path = "/".join(filter(None, guarded.group(4, 5)))
+        return f"{guarded.group(1).lower()}+sentinel://{guarded.group(3)}/{path}"
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"

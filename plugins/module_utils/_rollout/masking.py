@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote, unquote_plus
 
 # What is shorter than this is no secret, and hiding it would hide everything else.
 _SHORTEST = 4
 _HIDDEN = "***"
-_IN_QUERY = re.compile(r"([?&](?:password|ssl_password)=)[^&#]*", re.IGNORECASE)
+_IN_QUERY = re.compile(r"([?&][^=&#]*password=)([^&#]*)", re.IGNORECASE)
 _IN_AUTHORITY = re.compile(r"(://[^/?#@:]*:)(.*)(@[^@/?#]*(?:[/?#]|$))")
 
 
@@ -21,9 +21,10 @@ def mask(url: str) -> str:
 
 
 def _secrets(url: str) -> set[str]:
-    found = {match.group(2) for match in _IN_AUTHORITY.finditer(url)}
-    found |= {value for name, value in parse_qsl(url.partition("?")[2]) if name.lower().endswith("password")}
-    return {form for secret in found for form in (secret, unquote(secret)) if form}
+    # Celery names several sentinels by several URLs in one.
+    found = {match.group(2) for part in (url, *url.split(";")) for match in _IN_AUTHORITY.finditer(part)}
+    found |= {match.group(2) for match in _IN_QUERY.finditer(url)}
+    return {form for secret in found for form in (secret, unquote(secret), unquote_plus(secret)) if form}
 
 
 def scrub(text: str, url: str) -> str:

@@ -156,7 +156,8 @@ class Supervisord(Supervisor):
         group = self._group(spec.id)
         names = [f"{group}-{index}" for index, _queues in spec.instances]
         text = f"[group:{group}]\nprograms={','.join(names)}\n\n"
-        files = [f"{self.layout.config(spec.id)}/environment", str(self.layout.broker_environment(spec.id))]
+        # The later one counts: pool_env can give the workers another broker URL than Backstep's own.
+        files = [str(self.layout.broker_environment(spec.id)), f"{self.layout.config(spec.id)}/environment"]
         for program in programs(spec, self.pool, self.layout):
             launcher = [self.pool.python, f"{self.layout.unit(spec.id)}/launch.py"]
             for path in files:

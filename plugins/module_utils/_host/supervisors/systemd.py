@@ -31,8 +31,9 @@ Type=exec
 User={user}
 WorkingDirectory={app}
 {environment}
-EnvironmentFile={config}/environment
+# The later one counts: pool_env can give the workers another broker URL than Backstep's own.
 EnvironmentFile={broker}
+EnvironmentFile={config}/environment
 ExecStart={command}
 # The main process alone is told to stop: TERM to the whole control group kills the task that a worker is executing.
 KillMode=mixed

@@ -8,11 +8,12 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 try:
     import redis
     from redis.backoff import NoBackoff
+    from redis.connection import parse_url
     from redis.retry import Retry
 except ImportError:  # ``open_engine`` refuses to go on without it, and says what to install
     redis = None  # type: ignore[assignment]  # so that this file can be read without it, as sanity does
@@ -20,10 +21,13 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
 from ..._rollout.errors import BackstepError, BrokerRefused, BrokerUnreachable
 from ..._rollout.masking import scrub
 from ..engine import unique
-from ..url import check_url, in_words
+from ..url import check_url, in_words, watched
+from ._sentinel import Place, Sentinels
 
 _SCANNED_AT_ONCE = 1000
-_SCHEMES = ("redis", "rediss", "unix")
+_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+# What a master says that has just become a replica.
+_DEMOTED = re.compile(r"\bREADONLY\b|\bMASTERDOWN\b|^UNBLOCKED|link with MASTER is down", re.IGNORECASE)
 _COMMAND = re.compile(r"'([\w|]+)' (?:command|subcommand)", re.IGNORECASE)
 
 Command = Sequence[Any]
@@ -45,7 +49,10 @@ def acl_rule(*places: str) -> str:
 
 
 class RedisLink:
-    """One Redis database, asked in whole pipelines and scripts, with a time-out on every answer."""
+    """One Redis database, asked in whole pipelines and scripts, with a time-out on every answer.
+
+    Under Sentinel it is the master's, which is made sure of before each question.
+    """
 
     def __init__(self, url: str, timeout: float, rights: str) -> None:
         """:param rights: what the engine needs, as an ACL rule, for messages."""
@@ -53,45 +60,56 @@ class RedisLink:
         self.timeout = timeout
         self._rights = rights
         self.shown = in_words(url)
-        # One try per command: a wait for the broker is the caller's to decide on, by its own deadline.
-        retry = Retry(NoBackoff(), 0)
-        with self._translated():
-            self._client = redis.Redis.from_url(
-                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry
-            )
         self._scripts: dict[str, Callable[..., Any]] = {}
+        self._known = False
+        self._place: Optional[Place] = None
+        self._sentinels: Optional[Sentinels] = None
+        # One try per command: a wait for the broker is the caller's to decide on, by its own deadline.
+        patience = {"retry": Retry(NoBackoff(), 0)}
+        self._options = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **patience}
+        found = watched(url)
+        self._server = found.server if found else url
+        try:
+            if found:
+                self._sentinels = Sentinels(found, url, timeout, patience)
+            self.database = int(parse_url(self._server).get("db") or 0)
+            self._client = redis.Redis.from_url(self._server, **self._options)
+        except (redis.RedisError, OSError, ValueError, TypeError) as error:
+            raise self._unreachable(error) from None
 
     def close(self) -> None:
         """Give all connections back."""
         self._client.connection_pool.disconnect()
+        if self._sentinels:
+            self._sentinels.close()
 
     def ask(self, *command: Any) -> Any:
         """The answer to one command."""
-        with self._translated():
-            return self._client.execute_command(*command)
+        with self._translated() as client:
+            return client.execute_command(*command)
 
     def ask_all(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to several commands, taken at one instant (one transaction)."""
-        with self._translated():
-            pipeline = self._client.pipeline(transaction=True)
+        with self._translated() as client:
+            pipeline = client.pipeline(transaction=True)
             for command in commands:
                 pipeline.execute_command(*command)
             return list(pipeline.execute())
 
     def ask_each(self, commands: Sequence[Command]) -> list[Any]:
         """The answers in one round trip; an answer may be an exception (a right that is missing), for ``refusal``."""
-        with self._translated():
-            pipeline = self._client.pipeline(transaction=False)
+        with self._translated() as client:
+            pipeline = client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
             return list(pipeline.execute(raise_on_error=False))
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a Lua script: atomic, and nothing else runs meanwhile, so its work has to be bounded."""
-        if script not in self._scripts:
-            self._scripts[script] = self._client.register_script(script)
-        with self._translated():
-            return self._scripts[script](keys=[], args=[_plain(argument) for argument in arguments])
+        with self._translated() as client:
+            if script not in self._scripts:
+                self._scripts[script] = client.register_script(script)
+            return self._scripts[script](keys=[], args=[_plain(argument) for argument in arguments], client=client)
 
     def check(self, reading: Sequence[Command], prove: str) -> dict[str, Any]:
         """Facts about the server, as ``Engine.check`` gives them.
@@ -116,6 +134,7 @@ class RedisLink:
         return {
             "version": str(info["redis_version"]),
             "role": str(info["role"]),
+            "address": self._address,
             "uptime": int(info["uptime_in_seconds"]),
             "time": now,
         }
@@ -138,18 +157,51 @@ class RedisLink:
                 return keys
 
     @property
-    def database(self) -> int:
-        """The number of the database that the URL names."""
-        return int(self._client.connection_pool.connection_kwargs.get("db") or 0)
+    def _address(self) -> str:
+        settings = self._client.connection_pool.connection_kwargs
+        return str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[redis.Redis]:
+        """The client to use now; whatever goes wrong is one of Backstep's errors."""
         try:
-            yield
+            self._follow()
+            if not self._known:
+                self._refuse_unfit(self._client.info())
+                self._known = True
+            yield self._client
         except redis.RedisError as error:
             raise self._error(error) from None
         except (OSError, ValueError, UnicodeError) as error:
             raise self._unreachable(error) from None
+
+    def _follow(self) -> None:
+        """Turn to the server that the sentinels call the master now.
+
+        Asked each time: one that has just been replaced goes on answering for some seconds, with what it had.
+        """
+        if not self._sentinels:
+            return
+        place = self._sentinels.master()
+        if place == self._place:
+            return
+        self._client.connection_pool.disconnect()
+        self._client = redis.Redis.from_url(self._server, **self._options)
+        self._client.connection_pool.connection_kwargs.update(host=place[0], port=place[1])
+        self._place, self._known = place, False
+
+    def _refuse_unfit(self, info: dict[str, Any]) -> None:
+        """Refuse a server whose answers would be wrong, before it is asked for anything."""
+        if int(info.get("cluster_enabled", 0)):
+            raise _clustered(self.shown)
+        if info.get("redis_mode") == "sentinel":
+            raise BrokerRefused(
+                f"{self.shown} is a sentinel, not a broker.",
+                left="Nothing was changed.",
+                next_step="Write the broker URL as redis+sentinel://host:26379,host:26379/name/0.",
+            )
+        if self._sentinels and info["role"] != "master":
+            raise self._unreachable(redis.ConnectionError(f"{self._address} is a replica, not the master"))
 
     def _error(self, error: redis.RedisError) -> BackstepError:
         said = scrub(str(error), self.url)
@@ -159,6 +211,15 @@ class RedisLink:
                 left="Nothing was changed by this step.",
                 next_step="Check the credentials in the broker URL.",
             )
+        clustered = (
+            redis.exceptions.AskError, redis.exceptions.ClusterCrossSlotError, redis.exceptions.ClusterDownError
+        )  # fmt: skip
+        if isinstance(error, clustered):
+            return _clustered(self.shown)
+        if self._sentinels and (isinstance(error, redis.ReadOnlyError) or _DEMOTED.search(said)):
+            # Looked at anew before it is asked again.
+            self._known = False
+            return self._unreachable(error)
         if isinstance(error, redis.ReadOnlyError):
             return BrokerRefused(
                 f"The broker {self.shown} is a read-only replica: {said}.",
@@ -192,11 +253,21 @@ class RedisLink:
 
     def _unreachable(self, error: Exception) -> BrokerUnreachable:
         said = scrub(str(error), self.url) or type(error).__name__
+        self._known = False
         return BrokerUnreachable(
             f"The broker {self.shown} gave no usable answer: {said}.",
             left="What it holds is unknown, and nothing is concluded from that.",
             next_step="Check that Redis runs there and can be reached from this machine, then run again.",
         )
+
+
+def _clustered(shown: str) -> BrokerRefused:
+    return BrokerRefused(
+        f"The broker {shown} is a Redis Cluster, which Backstep doesn't support: it asks for several keys "
+        "at one instant, and a cluster has these on different servers.",
+        left="Nothing was changed.",
+        next_step="Use one Redis for the queues, with Sentinel if it has to survive the loss of a server.",
+    )
 
 
 def _plain(argument: Any) -> Any:

@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which Redis is the master now, asked of the sentinels that watch over it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Optional
+
+try:
+    import redis
+    from redis.connection import parse_url
+except ImportError:  # ``open_engine`` refuses to go on without it, and says what to install
+    redis = None  # type: ignore[assignment]  # so that this file can be read without it, as sanity does
+
+from ..._rollout.errors import BrokerUnreachable
+from ..._rollout.masking import scrub
+from ..url import Watched
+
+# So long a sentinel that gave no answer isn't asked again while another one does: it is often the master's neighbour,
+# and dead with it.
+_REST_SECONDS = 10.0
+
+Place = tuple[str, int]
+
+
+class Sentinels:
+    """The sentinels of one Redis. Each is asked each time, as one that is cut off from the others still names the old
+    master: of their answers the one that is based on the latest fail-over counts."""
+
+    def __init__(self, found: Watched, url: str, timeout: float, options: dict[str, Any]) -> None:
+        """:param timeout: seconds that finding the master may take, all sentinels together.
+        :param options: for each connection.
+        """
+        self._name = found.name
+        self._url = url
+        share = timeout / (len(found.sentinels) + 1)
+        # Whose certificates are good is the same for both, and TLS is for all or none.
+        given = {name: value for name, value in parse_url(found.server).items() if name.startswith("ssl")}
+        own = {"username": found.username, "password": found.password, "ssl": found.server.startswith("rediss:")}
+        limits = {"socket_timeout": share, "socket_connect_timeout": share}
+        self._clients = {
+            place: redis.Redis(host=place[0], port=place[1], **{**given, **own, **options, **limits})
+            for place in found.sentinels
+        }
+        self._rests_until: dict[Place, float] = {}
+
+    def close(self) -> None:
+        """Give all connections back."""
+        for client in self._clients.values():
+            client.connection_pool.disconnect()
+
+    def master(self) -> Place:
+        """Where the master is.
+
+        :raises BrokerUnreachable: no sentinel answers, or those that do know of no master that works.
+        """
+        now = time.monotonic()
+        awake = [place for place in self._clients if self._rests_until.get(place, now) <= now]
+        said: dict[Place, str] = {}
+        states = self._ask(awake, said) or self._ask([place for place in self._clients if place not in awake], said)
+        if not states:
+            raise self._unknown("; ".join(f"{_shown(place)} said: {words}" for place, words in said.items()))
+        latest = max(int(state["config-epoch"]) for state in states)
+        for state in states:
+            if int(state["config-epoch"]) == latest and _works(state):
+                return str(state["ip"]), int(state["port"])
+        places = ", ".join(sorted({_shown((state["ip"], state["port"])) for state in states}))
+        raise self._unknown(f"the last one was {places}, which is down, and no other has taken its place yet")
+
+    def _ask(self, places: list[Place], said: dict[Place, str]) -> list[dict[str, Any]]:
+        states = []
+        for place in places:
+            try:
+                states.append(self._clients[place].sentinel_master(self._name))
+            except (redis.RedisError, OSError, ValueError) as error:
+                said[place] = scrub(str(error), self._url) or type(error).__name__
+                self._rests_until[place] = time.monotonic() + _REST_SECONDS
+        return states
+
+    def _unknown(self, why: str) -> BrokerUnreachable:
+        return BrokerUnreachable(
+            f"The sentinels name no master of '{self._name}': {why}.",
+            left="What the broker holds is unknown, and nothing is concluded from that.",
+            next_step="Check with `redis-cli -p 26379 SENTINEL MASTERS` on a sentinel's host, then run again.",
+        )
+
+
+def _works(state: dict[str, Any]) -> bool:
+    role: Optional[str] = state.get("role-reported", "master")
+    return bool(state["is_master"] and not state["is_sdown"] and not state["is_odown"] and role == "master")
+
+
+def _shown(place: Place) -> str:
+    return f"{place[0]}:{place[1]}"
