@@ -47,8 +47,7 @@ def queues(engine: Engine) -> list[str] | None:
     began = time.monotonic()
     try:
         return engine.known_queues()
-    except BrokerUnreachable as error:
-        assert "hush" not in str(error.result())
+    except BrokerUnreachable:
         return None
     finally:
         assert time.monotonic() - began < TIMEOUT + 2
@@ -74,7 +73,8 @@ def test_a_killed_master_is_unknown_until_another_one_has_taken_its_place(watch:
     watch.kill(watch.servers[0])
     with pytest.raises(BrokerUnreachable) as unknown:
         engine.known_queues()
-    assert "nothing is concluded" in str(unknown.value.result())
+    said = str(unknown.value.result())
+    assert ("nothing is concluded" in said, "hush" in said) == (True, False)
     # The first answer that there is, is that of the new master, which has everything.
     assert settled(engine) == ["mail"]
     assert engine.check(write=True)["address"] == address(watch.servers[1])

@@ -4,13 +4,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import dramatiq
 import ledger_tasks  # type: ignore[import-not-found]  # beside this file, which is on the workers' path
 from dramatiq.brokers.redis import RedisBroker
+from redis.sentinel import Sentinel
 
-dramatiq.set_broker(RedisBroker(url=os.environ["DRAMATIQ_BROKER_URL"]))
+if "SENTINEL" in os.environ:
+    given = json.loads(os.environ["SENTINEL"])
+    sentinels = Sentinel(given["INSTANCES"], socket_timeout=2)
+    dramatiq.set_broker(RedisBroker(client=sentinels.master_for(given["MASTER_NAME"], password=given["PASSWORD"])))
+else:
+    dramatiq.set_broker(RedisBroker(url=os.environ["DRAMATIQ_BROKER_URL"]))
 QUEUES = os.environ["BACKSTEP_QUEUES"].split(",")
 for queue in QUEUES:
     dramatiq.get_broker().declare_queue(queue)

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import redis
 
+from tests.support.bench import Bench, bench_of
 from tests.support.servers import free_port, wait_for
 
 NAME = "mymaster"
@@ -150,3 +152,30 @@ def sentinels(folder: Path, password: str = "", sentinel_password: str = "") -> 
             watch.start_sentinel(port)
         wait_for("the sentinels know everybody", watch.is_ready, 30.0)
         yield watch
+
+
+def on_sentinel(engine: str, watch: Watch, folder: Path, ledger_url: str) -> Bench:
+    """An engine's bench whose workers find the master by themselves; its producer talks to the present one."""
+    kind = bench_of(engine)
+    instances = [["127.0.0.1", port] for port in watch.sentinels]
+    own = {
+        "SENTINEL": json.dumps({"INSTANCES": instances, "MASTER_NAME": NAME, "PASSWORD": watch.password or None}),
+        "RQ_CONFIG": "rq_settings",
+        "CELERY_BROKER_URL": watch.celery_url,
+    }
+
+    class Found(kind):  # type: ignore[misc, valid-type]  # which one is known by its name only
+        def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
+            words = list(super().command(prefix, queues, options))
+            if "--url" in words:
+                at = words.index("--url")
+                del words[at : at + 2]
+            return words
+
+        def environment(self) -> dict[str, str]:
+            return {**super().environment(), **own}
+
+    secret = f":{watch.password}@" if watch.password else ""
+    found = Found(f"redis://{secret}127.0.0.1:{watch.master}/0", folder)
+    found.ledger_url = ledger_url
+    return found

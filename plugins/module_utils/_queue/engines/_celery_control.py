@@ -73,7 +73,9 @@ def ask(link: RedisLink, *questions: str, **arguments: Any) -> Replies:
     """Put questions to all workers; waits for all whom they reach, at most as long as the link waits for an answer.
 
     :param arguments: by question, those that it takes.
+    :raises BrokerUnreachable: after a fail-over, while some may not listen yet.
     """
+    link.require_clients()
     # Every worker listens by a pattern. Where nobody does, nothing is written: not on a replica, for example.
     if not link.ask("PUBSUB", "NUMPAT"):
         return Replies()

@@ -25,6 +25,9 @@ from ..url import check_url, in_words, watched
 from ._sentinel import Place, Sentinels
 
 _SCANNED_AT_ONCE = 1000
+# After a fail-over clients try again at intervals that grow (Celery's to twelve seconds and more). Until then whoever is
+# not connected may be alive all the same.
+_GATHERING_SECONDS = 30.0
 _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 # What a master says that has just become a replica.
 _DEMOTED = re.compile(r"\bREADONLY\b|\bMASTERDOWN\b|^UNBLOCKED|link with MASTER is down", re.IGNORECASE)
@@ -155,6 +158,32 @@ class RedisLink:
             keys.update(map(text, some))
             if text(cursor) in ("0", ""):
                 return keys
+
+    def connected_names(self) -> Optional[set[str]]:
+        """What the connections are named; ``None`` where that can't be seen, or some may be on their way still."""
+        (clients,) = self.ask_each([("CLIENT LIST",)])
+        if isinstance(clients, Exception) or self._gathering():
+            return None
+        return {client.get("name", "") for client in clients}
+
+    def require_clients(self) -> None:
+        """Refuse to conclude from who is connected, or listens, while some may not have found the new master yet.
+
+        :raises BrokerUnreachable: another server was the master until a moment ago.
+        """
+        with self._translated():
+            left = self._gathering()
+        if left:
+            raise BrokerUnreachable(
+                f"The broker {self.shown} has a new master, which its workers may not all have found yet.",
+                left="Which workers there are, and what they do, is unknown, and nothing is concluded from that.",
+                next_step=f"Run again in {left:.0f} s.",
+            )
+
+    def _gathering(self) -> float:
+        """For how many seconds more clients may be on their way from the master before this one."""
+        reigns = self._sentinels.reigns if self._sentinels else None
+        return 0.0 if reigns is None else max(0.0, _GATHERING_SECONDS - reigns)
 
     @property
     def _address(self) -> str:

@@ -44,6 +44,8 @@ class Sentinels:
             for place in found.sentinels
         }
         self._rests_until: dict[Place, float] = {}
+        self.reigns: Optional[float] = None
+        """For how many seconds the master has been that, by the last answers; None when no other has been before."""
 
     def close(self) -> None:
         """Give all connections back."""
@@ -62,8 +64,11 @@ class Sentinels:
         if not states:
             raise self._unknown("; ".join(f"{_shown(place)} said: {words}" for place, words in said.items()))
         latest = max(int(state["config-epoch"]) for state in states)
+        states = [state for state in states if int(state["config-epoch"]) == latest]
+        # A sentinel that was started anew counts from then on.
+        self.reigns = max(int(state["role-reported-time"]) for state in states) / 1000 if latest else None
         for state in states:
-            if int(state["config-epoch"]) == latest and _works(state):
+            if _works(state):
                 return str(state["ip"]), int(state["port"])
         places = ", ".join(sorted({_shown((state["ip"], state["port"])) for state in states}))
         raise self._unknown(f"the last one was {places}, which is down, and no other has taken its place yet")
@@ -87,8 +92,8 @@ class Sentinels:
 
 
 def _works(state: dict[str, Any]) -> bool:
-    role: Optional[str] = state.get("role-reported", "master")
-    return bool(state["is_master"] and not state["is_sdown"] and not state["is_odown"] and role == "master")
+    down = state["is_sdown"] or state["is_odown"]
+    return bool(state["is_master"] and not down and state["role-reported"] == "master")
 
 
 def _shown(place: Place) -> str:

@@ -137,6 +137,7 @@ class BullmqEngine(PauselessEngine):
 
     def _listening(self) -> dict[str, list[str]]:
         """The queues of each worker that is connected, in the order in which it began to listen to them."""
+        self._link.require_clients()
         found: dict[str, list[str]] = {}
         clients = [client for client in self._link.ask("CLIENT LIST") if client["db"] == str(self._link.database)]
         for client in sorted(clients, key=lambda client: int(client["id"])):

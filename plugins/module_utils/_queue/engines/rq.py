@@ -141,16 +141,12 @@ class RqEngine(RedisEngine):
         canaries = self._link.ask_all(
             [("HMGET", f"{scripts.OURS}canaries:{name}", "finished", "failed") for name in names]
         )
-        connected = self._connected_names()
+        connected = self._link.connected_names()
         return [
             _worker(name, fields, canary, None if connected is None else name in connected)
             for name, fields, canary in zip(names, hashes, canaries)
             if fields[4] and not fields[9]  # without a birth the registration has run out; with a death it has ended
         ]
-
-    def _connected_names(self) -> Optional[set[str]]:
-        (clients,) = self._link.ask_each([("CLIENT LIST",)])
-        return None if isinstance(clients, Exception) else {client.get("name", "") for client in clients}
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
         claims = self._link.ask_all([("ZRANGE", f"rq:wip:{queue}", 0, -1) for queue in queues])

@@ -144,7 +144,7 @@ class StreamsEngine(PauselessEngine):
 
     def workers(self) -> list[contract.WorkerSeen]:
         found = self._consumers()
-        connected = self._connected_names()
+        connected = self._link.connected_names()
         names = [
             name
             for name, consumer in sorted(found.items())
@@ -167,10 +167,6 @@ class StreamsEngine(PauselessEngine):
                 consumer.idle = min(consumer.idle, flat[at + 1] / 1000)
                 consumer.task = consumer.task or text(flat[at + 2])
         return found
-
-    def _connected_names(self) -> Optional[set[str]]:
-        (clients,) = self._link.ask_each([("CLIENT LIST",)])
-        return None if isinstance(clients, Exception) else {client.get("name", "") for client in clients}
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
         now = self._link.now()

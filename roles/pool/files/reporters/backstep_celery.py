@@ -14,7 +14,8 @@ Both run out a week after the worker's last word. That it lives is told by a con
 the name ``backstep:celery:living:<worker>`` and ends with that process.
 
 Telling never makes a task fail: when Redis doesn't answer within a second, nothing is told for a while. A worker that
-was not started by Backstep (no ``BACKSTEP_WORKER``), or whose broker isn't Redis, tells nothing.
+was not started by Backstep (no ``BACKSTEP_WORKER``), or whose broker isn't Redis, tells nothing. Of a Redis under
+Sentinel it asks who is the master as Celery does, with the app's own settings.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import os
 import threading
 import time
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from celery import signals
+from celery import current_app, signals
 
 _NAME = os.environ.get("BACKSTEP_WORKER", "")
 _URL = os.environ.get("CELERY_BROKER_URL", "")
@@ -36,7 +38,9 @@ _LIVING = f"backstep:celery:living:{_NAME}"
 _LOOK_SECONDS = 10.0
 _KEPT_SECONDS = 7 * 86_400
 _ANSWER_SECONDS = 1.0
-_REST_SECONDS = 30.0
+# Short, as a fail-over takes a few seconds, and what is begun meanwhile is not told.
+_REST_SECONDS = 5.0
+_SENTINEL = "sentinel://"
 _CANARY = "backstep-canary-"
 
 
@@ -114,10 +118,33 @@ class _Reporter:
         import redis
 
         limits = {"socket_timeout": _ANSWER_SECONDS, "socket_connect_timeout": _ANSWER_SECONDS}
+        if _URL.startswith(_SENTINEL):
+            return _client_of_master(limits, options)
         return redis.Redis.from_url(_URL, **limits, **options)
 
 
-if _NAME and _URL.startswith(("redis://", "rediss://", "unix://")):
+def _client_of_master(limits: dict[str, Any], options: dict[str, Any]) -> Any:
+    """A client that asks the sentinels for the master whenever it connects."""
+    from redis.sentinel import Sentinel
+
+    urls = [urlsplit(url) for url in _URL.split(";") if url.startswith(_SENTINEL)]
+    settings = current_app.conf.broker_transport_options
+    tls = current_app.conf.broker_use_ssl
+    access = {
+        "db": int(urls[0].path.strip("/") or 0),
+        "username": unquote(urls[0].username or "") or None,
+        "password": unquote(urls[0].password or "") or None,
+        **({"ssl": True} if tls else {}),
+        **(tls if isinstance(tls, dict) else {}),
+    }
+    places = [(url.hostname, url.port or 26379) for url in urls]
+    sentinels = Sentinel(places, sentinel_kwargs={**(settings.get("sentinel_kwargs") or {}), **limits})
+    # One connection for each process is all that it needs, and the pool keeps that.
+    options.pop("single_connection_client", None)
+    return sentinels.master_for(settings["master_name"], **access, **limits, **options)
+
+
+if _NAME and _URL.startswith(("redis://", "rediss://", "unix://", _SENTINEL)):
     _reporter = _Reporter()
     signals.worker_ready.connect(_reporter.on_ready, weak=False)
     signals.task_prerun.connect(_reporter.on_begin, weak=False)
