@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BrokerRefused, BrokerUnreachable
@@ -108,19 +109,39 @@ def test_an_old_master_that_still_answers_is_not_believed(watch: Watch, engine: 
 
 def test_a_sentinel_that_is_cut_off_does_not_lead_back_to_the_old_master(watch: Watch, engine: Engine) -> None:
     old, new = watch.servers
-    cut_off, *others = watch.sentinels
-    watch.processes[cut_off].send_signal(signal.SIGSTOP)
+    cut_off = watch.sentinels[0]
     watch.kill(old)
-    wait_for("another master", lambda: {watch.named(port) for port in others} == {new}, SECONDS)
-    watch.start_server(old)
-    # It wakes up with what it knew, and hears nothing more of the others.
-    for port in others:
-        watch.processes[port].send_signal(signal.SIGSTOP)
-    watch.processes[cut_off].send_signal(signal.SIGCONT)
-    for port in others:
-        watch.processes[port].send_signal(signal.SIGCONT)
+    watch.failed_over(old)
+    watch.kill(cut_off)
+    # Nobody but that sentinel can reach the old master, and so they hear nothing of each other either.
+    apart = watch.folder / "apart"
+    apart.mkdir()
+    island = Watch(apart, "hush-island", SENTINEL_PASSWORD, [old], [cut_off], watch.processes)
+    island.start_server(old)
+    island.start_sentinel(cut_off)
+    wait_for("it names the old master", lambda: answers(lambda: watch.named(cut_off) == old))
     assert settled(engine) == []
     assert engine.check(write=False)["address"] == address(new)
+
+
+def test_a_master_that_is_down_for_the_sentinels_is_not_asked_any_more(watch: Watch, engine: Engine) -> None:
+    """It may be cut off from them, and another one be the master already."""
+    watch.kill(watch.servers[1])  # so that none can be
+    with watch.client(watch.servers[0]) as master:
+        master.execute_command("ACL", "SETUSER", "default", "-ping")
+        wait_for("it isn't asked", lambda: queues(engine) is None, SECONDS)
+        with pytest.raises(BrokerUnreachable, match="which is down"):
+            engine.known_queues()
+        master.execute_command("ACL", "SETUSER", "default", "+ping")
+    assert settled(engine) == []
+
+
+def answers(ask: Callable[[], bool]) -> bool:
+    """Whether a server that is being started answers, and so."""
+    try:
+        return ask()
+    except redis.RedisError:
+        return False
 
 
 def test_one_living_sentinel_is_enough(watch: Watch, engine: Engine) -> None:
