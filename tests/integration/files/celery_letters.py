@@ -10,6 +10,8 @@ import ledger_tasks  # type: ignore[import-not-found]  # stands beside this file
 from celery import Celery
 
 app = Celery("celery_letters")
+if "MASTER_NAME" in os.environ:  # what a Celery URL of sentinels doesn't say
+    app.conf.broker_transport_options = {"master_name": os.environ["MASTER_NAME"]}
 
 
 @app.task(name="celery_letters.check")
