@@ -22,8 +22,8 @@ from tests.support.ledger import balance
 from tests.support.sentinels import Watch, on_sentinel, sentinels
 from tests.support.servers import redis_server, wait_for, waiting
 
-# Those whose workers find a master by themselves. The others are told by their app.
-ENGINES = ("celery", "dramatiq", "rq")
+# In all of them the app, or settings of the library, tell the workers of the sentinels.
+ENGINES = ("bullmq", "celery", "dramatiq", "rq", "sidekiq", "streams")
 QUEUES = ["mail"]
 # Longer than a fail-over takes here.
 TASK_SECONDS = 12

@@ -26,7 +26,7 @@ from tests.support.sentinels import NAME, Watch, sentinels
 from tests.support.servers import wait_for
 
 FILES = Path(__file__).resolve().parent / "files"
-PASSWORD = "hush-redis"  # of this test's own servers
+HUSH = "hush-redis"  # of this test's own servers
 # Two, one for each worker, that take longer than a fail-over does here.
 TASK_SECONDS = 15
 TASKS = 10
@@ -47,7 +47,7 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
 @pytest.fixture
 def watch(tmp_path: Path) -> Iterator[Watch]:
     """The pool's broker."""
-    with sentinels(tmp_path, PASSWORD) as started:
+    with sentinels(tmp_path, HUSH) as started:
         yield started
 
 
@@ -59,7 +59,7 @@ def of_workers(stand: Stand, watch: Watch) -> dict[str, Any]:
         own = {"APP": "celery_letters", "CELERY_BROKER_URL": watch.celery_url, "MASTER_NAME": NAME}
         command = [stand.python, "-m", "celery", words[1], "--concurrency=1", *words[2:]]
         return {"pool_command": command, "pool_env": {**shared, **own}}
-    found = {"INSTANCES": [["127.0.0.1", port] for port in watch.sentinels], "MASTER_NAME": NAME, "PASSWORD": PASSWORD}
+    found = {"INSTANCES": [["127.0.0.1", port] for port in watch.sentinels], "MASTER_NAME": NAME, "PASSWORD": HUSH}
     own = {"RQ_REDIS_URL": "", "RQ_CONFIG": "rq_settings", "SENTINEL": json.dumps(found)}
     return {
         "pool_command": [stand.python, "-m", "rq.cli", "worker", "--name", "{worker}", "{queues}"],
@@ -93,7 +93,7 @@ def drains(stand: Stand) -> int:
 def test_a_deploy_whose_drain_loses_its_master_ends_well(stand: Stand, watch: Watch, tmp_path: Path) -> None:
     first = deploy(stand, watch, tmp_path, "1")
     assert first.status == 0, first.output
-    producer = bench_of(stand.engine)(f"redis://:{PASSWORD}@127.0.0.1:{watch.master}/0")
+    producer = bench_of(stand.engine)(f"redis://:{HUSH}@127.0.0.1:{watch.master}/0")
     producer.ledger_url = stand.ledger_url
     for number in range(TASKS):
         producer.enqueue(QUEUE, number, TASK_SECONDS if number < 2 else 0.2)
@@ -112,7 +112,7 @@ def test_a_deploy_whose_drain_loses_its_master_ends_well(stand: Stand, watch: Wa
     finally:
         rollout.join()
     assert ended[0].status == 0, ended[0].output
-    assert PASSWORD not in first.output + ended[0].output
+    assert HUSH not in first.output + ended[0].output
     assert {environment["BACKSTEP_VERSION"] for environment in live_workers(stand).values()} == {"2"}
     wait_for("everything is done", lambda: producer.finished() == TASKS, SECONDS)
     with open_engine(stand.engine, watch.url, 10.0) as engine:

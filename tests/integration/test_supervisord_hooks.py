@@ -119,6 +119,15 @@ def test_who_it_is_and_what_it_knows(pool: LocalPool) -> None:
     assert "WORKER" not in found
 
 
+def test_the_pool_can_give_it_another_broker_url_than_backsteps_own(pool: LocalPool) -> None:
+    pool.environment = {"RQ_REDIS_URL": ""}
+    pool.hooks = {"after_switch": [HOOK]}
+    first(pool)
+    pool.run_hooks(switched(pool), "after_switch")
+    (seen,) = ran(pool)
+    assert seen["environ"]["RQ_REDIS_URL"] == ""
+
+
 def test_what_it_says_is_kept_without_secrets(pool: LocalPool) -> None:
     pool.environment = {"TOKEN": HIDDEN}
     script = 'echo one; echo "two $TOKEN"; echo "three $RQ_REDIS_URL ${RQ_REDIS_URL#redis://:}"; exit 3'

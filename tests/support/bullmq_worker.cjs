@@ -6,7 +6,12 @@
 const { Worker } = require(process.env.BULLMQ || 'bullmq');
 const ledger = require('./ledger_tasks.cjs');
 
-const connection = ledger.connectionTo(process.env.REDIS_URL);
+let connection = ledger.connectionTo(process.env.REDIS_URL);
+if (process.env.SENTINEL) {
+  const { INSTANCES, MASTER_NAME, PASSWORD } = JSON.parse(process.env.SENTINEL);
+  const sentinels = INSTANCES.map(([host, port]) => ({ host, port }));
+  connection = { sentinels, name: MASTER_NAME, password: PASSWORD };
+}
 const tasks = { 'ledger_tasks.work': ledger.work, 'ledger_tasks.fail': ledger.fail };
 
 async function process_(job) {

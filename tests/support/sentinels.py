@@ -99,6 +99,11 @@ class Watch:
         process.kill()
         process.wait(10)
 
+    def kill_all(self) -> None:
+        """SIGKILL whatever runs."""
+        for port in list(self.processes):
+            self.kill(port)
+
     def replicated(self) -> None:
         """Wait until the replica has everything that the master has."""
         with self.client(self.master) as master:
@@ -144,7 +149,7 @@ def sentinels(folder: Path, password: str = "", sentinel_password: str = "") -> 
     """A master, its replica and three sentinels, once they know of each other; all are ended."""
     watch = Watch(folder, password, sentinel_password)
     with ExitStack() as undo:
-        undo.callback(lambda: [watch.kill(port) for port in list(watch.processes)])
+        undo.callback(watch.kill_all)
         master, replica = watch.servers
         watch.start_server(master)
         watch.start_server(replica, "--replicaof", f"127.0.0.1 {master}")

@@ -5,8 +5,17 @@
 
 # A Sidekiq app with the tasks of the ledger: they note as those of ledger_tasks.py do.
 
+require "json"
 require "redis"
 require "sidekiq"
+
+if ENV["SENTINEL"]
+  found = JSON.parse(ENV["SENTINEL"])
+  sentinels = found["INSTANCES"].map { |host, port| { host: host, port: port } }
+  Sidekiq.configure_server do |config|
+    config.redis = { url: "redis://#{found["MASTER_NAME"]}/0", password: found["PASSWORD"], sentinels: sentinels }
+  end
+end
 
 module LedgerTasks
   def self.note(kind, number)

@@ -25,8 +25,8 @@ from ..url import check_url, in_words, watched
 from ._sentinel import Place, Sentinels
 
 _SCANNED_AT_ONCE = 1000
-# After a fail-over clients try again at intervals that grow (Celery's to twelve seconds and more). Until then whoever is
-# not connected may be alive all the same.
+# After a fail-over clients try again at intervals that grow (Celery's to twelve seconds and more). Until then whoever
+# is not connected may be alive all the same.
 _GATHERING_SECONDS = 30.0
 _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 # What a master says that has just become a replica.
@@ -200,7 +200,7 @@ class RedisLink:
                 self._known = True
             yield self._client
         except redis.RedisError as error:
-            raise self._error(error) from None
+            raise self._elsewhere(error) or self._error(error) from None
         except (OSError, ValueError, UnicodeError) as error:
             raise self._unreachable(error) from None
 
@@ -232,6 +232,17 @@ class RedisLink:
         if self._sentinels and info["role"] != "master":
             raise self._unreachable(redis.ConnectionError(f"{self._address} is a replica, not the master"))
 
+    def _elsewhere(self, error: redis.RedisError) -> Optional[BackstepError]:
+        """What a server's answer means that is not, or not alone, the one to ask; None when it isn't that."""
+        clustered = (
+            redis.exceptions.AskError, redis.exceptions.ClusterCrossSlotError, redis.exceptions.ClusterDownError
+        )  # fmt: skip
+        if isinstance(error, clustered):
+            return _clustered(self.shown)
+        if self._sentinels and (isinstance(error, redis.ReadOnlyError) or _DEMOTED.search(str(error))):
+            return self._unreachable(error)
+        return None
+
     def _error(self, error: redis.RedisError) -> BackstepError:
         said = scrub(str(error), self.url)
         if isinstance(error, redis.AuthenticationError):
@@ -240,15 +251,6 @@ class RedisLink:
                 left="Nothing was changed by this step.",
                 next_step="Check the credentials in the broker URL.",
             )
-        clustered = (
-            redis.exceptions.AskError, redis.exceptions.ClusterCrossSlotError, redis.exceptions.ClusterDownError
-        )  # fmt: skip
-        if isinstance(error, clustered):
-            return _clustered(self.shown)
-        if self._sentinels and (isinstance(error, redis.ReadOnlyError) or _DEMOTED.search(said)):
-            # Looked at anew before it is asked again.
-            self._known = False
-            return self._unreachable(error)
         if isinstance(error, redis.ReadOnlyError):
             return BrokerRefused(
                 f"The broker {self.shown} is a read-only replica: {said}.",
@@ -282,7 +284,7 @@ class RedisLink:
 
     def _unreachable(self, error: Exception) -> BrokerUnreachable:
         said = scrub(str(error), self.url) or type(error).__name__
-        self._known = False
+        self._known = False  # looked at anew before it is asked again
         return BrokerUnreachable(
             f"The broker {self.shown} gave no usable answer: {said}.",
             left="What it holds is unknown, and nothing is concluded from that.",

@@ -77,7 +77,8 @@ class Sentinels:
         states = []
         for place in places:
             try:
-                states.append(self._clients[place].sentinel_master(self._name))
+                state: Any = self._clients[place].sentinel_master(self._name)
+                states.append(state)
             except (redis.RedisError, OSError, ValueError) as error:
                 said[place] = scrub(str(error), self._url) or type(error).__name__
                 self._rests_until[place] = time.monotonic() + _REST_SECONDS
