@@ -18,8 +18,14 @@ options:
     required: true
   broker_url:
     description:
-      - Where the broker is, for example V(redis://:password@redis.example.org:6379/0).
-      - Its password is never shown.
+      - Where the broker is, for example V(redis://:password@redis.example.org:6379/0). V(rediss://) is TLS, and
+        V(unix://) a socket.
+      - A Redis under Sentinel is named by its sentinels and what they call it,
+        V(redis+sentinel://:password@one.example.org:26379,two.example.org:26379/mymaster/0), with
+        C(?sentinel_username=) and C(&sentinel_password=) where they ask for these, and V(rediss+sentinel://) for TLS.
+        The master is asked for before each question, and nobody else is believed.
+      - A Redis Cluster is refused.
+      - Passwords are never shown.
     type: str
     required: true
   timeout:

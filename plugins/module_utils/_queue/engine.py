@@ -254,7 +254,8 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self, write: bool) -> dict[str, Any]:
-        """Facts about the server: ``version``, ``role``, ``uptime`` (seconds), ``time`` (epoch seconds).
+        """Facts about the server that answered: ``version``, ``role``, ``address``, ``uptime`` (seconds), ``time``
+        (epoch seconds).
 
         :param write: also prove that the rights for pausing and moving are there (leaves nothing behind).
         :raises BrokerRefused: rights are missing; ``details['missing']`` lists them by name.
