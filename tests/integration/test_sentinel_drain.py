@@ -22,8 +22,8 @@ from tests.support.ledger import balance
 from tests.support.sentinels import Watch, on_sentinel, sentinels
 from tests.support.servers import redis_server, wait_for, waiting
 
-# In all of them the app, or settings of the library, tell the workers of the sentinels.
-ENGINES = ("bullmq", "celery", "dramatiq", "rq", "sidekiq", "streams")
+# In all of them the app, or settings of the library, tell the workers of the sentinels; those of streams are the app.
+ENGINES = ("bullmq", "celery", "dramatiq", "rq", "sidekiq")
 QUEUES = ["mail"]
 # Longer than a fail-over takes here.
 TASK_SECONDS = 12

@@ -12,7 +12,6 @@ from typing import Any
 
 import ledger_tasks  # type: ignore[import-not-found]  # beside this file, which is on the workers' path
 import redis
-from redis.sentinel import Sentinel
 
 NAME = os.environ["BACKSTEP_WORKER"]
 QUEUES = os.environ["BACKSTEP_QUEUES"].split(",")
@@ -26,14 +25,7 @@ TASKS = {
 stopping: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
 
-settings: Any = {"client_name": NAME, "decode_responses": True}
-broker: Any
-if "SENTINEL" in os.environ:
-    found = json.loads(os.environ["SENTINEL"])
-    sentinels = Sentinel(found["INSTANCES"], socket_timeout=2)
-    broker = sentinels.master_for(found["MASTER_NAME"], password=found["PASSWORD"], **settings)
-else:
-    broker = redis.Redis.from_url(os.environ["REDIS_URL"], **settings)
+broker: Any = redis.Redis.from_url(os.environ["REDIS_URL"], client_name=NAME, decode_responses=True)
 for queue in QUEUES:
     with contextlib.suppress(redis.ResponseError):  # it is there
         broker.xgroup_create(queue, "workers", id="0", mkstream=True)
