@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from ..._rollout.errors import BadInput
-from ..engine import CANARY_PREFIX, LISTED_AT_MOST, PARKED, Moved, Selection
+from ..engine import CANARY_PREFIX, PARKED, Moved, Selection
+from ._moves import Tally, check_selection, require_owner
 from ._redis import RedisLink, text
 
 BATCH = 1000
-_NO_LIMIT = 2**53
 
 
 class Batch(NamedTuple):
@@ -37,35 +35,6 @@ class Batch(NamedTuple):
     cursor: bytes = b"0"
 
 
-class _Tally:
-    """What has been moved so far."""
-
-    def __init__(self, limit: Optional[int]) -> None:
-        self.left = _NO_LIMIT if limit is None else limit
-        self.by_queue: Counter[str] = Counter()
-        self.before: Counter[str] = Counter()
-        self.after: Counter[str] = Counter()
-        self.ids: list[str] = []
-        self.vanished: list[str] = []
-
-    def add(self, queue: str, batch: Batch) -> None:
-        self.by_queue[queue] += len(batch.ids)
-        self.before.update(batch.before)
-        self.after.update(batch.after)
-        self.left -= len(batch.ids)
-        self.ids.extend(text(task_id) for task_id in batch.ids[: max(0, LISTED_AT_MOST - len(self.ids))])
-        self.vanished.extend(text(task_id) for task_id in batch.vanished)
-
-    def result(self) -> Moved:
-        return Moved(
-            by_queue={queue: count for queue, count in self.by_queue.items() if count},
-            before=dict(self.before),
-            after=dict(self.after),
-            ids=tuple(self.ids),
-            vanished=tuple(dict.fromkeys(self.vanished)),
-        )
-
-
 class RedisMove(ABC):
     """One park or replay: a selection, as the scripts read it, and what has been done about it."""
 
@@ -75,11 +44,11 @@ class RedisMove(ABC):
     """Script. ARGV: queue, selection, skip, count -> {matches, order of the last match, entries seen}; oldest first."""
 
     def __init__(self, link: RedisLink, selection: Selection, allowed: Sequence[str], dry_run: bool) -> None:
-        _check(selection, allowed)
+        check_selection(selection, allowed)
         self._link = link
         self._selection = selection
         self._dry = dry_run
-        self._tally = _Tally(selection.limit)
+        self._tally = Tally(selection.limit)
         self._want: dict[str, Any] = {
             "canary": CANARY_PREFIX,
             "dry": dry_run,
@@ -92,8 +61,7 @@ class RedisMove(ABC):
 
         :raises BadInput: ``owner`` is empty.
         """
-        if not owner:
-            raise BadInput("Parking needs an owner, so that a second run can finish it.", left="No task was moved.")
+        require_owner(owner)
         self._want.update(owner=owner, reason=reason)
         for queue in queues:
             self._park_queue(queue)
@@ -164,7 +132,8 @@ class RedisMove(ABC):
         return first, removed
 
     def _note(self, queue: str, batch: Batch) -> int:
-        self._tally.add(queue, batch)
+        ids, vanished = [text(known) for known in batch.ids], [text(known) for known in batch.vanished]
+        self._tally.add(queue, ids, batch.before, batch.after, vanished)
         return 0 if self._dry else len(batch.ids) + len(batch.vanished)
 
     def _as_json(self, extra: dict[str, Any], limit: Optional[int] = None) -> str:
@@ -182,14 +151,3 @@ class RedisMove(ABC):
             skip += BATCH
             highest = text(last) if left <= 0 else highest
         return highest
-
-
-def _check(selection: Selection, allowed: Sequence[str]) -> None:
-    wrong = [state for state in selection.states if state not in allowed]
-    if wrong or not selection.states:
-        raise BadInput(
-            f"Tasks can't be selected by the states {wrong or 'none'} here; these can: {', '.join(allowed)}.",
-            left="No task was moved.",
-        )
-    if selection.limit is not None and selection.limit < 1:
-        raise BadInput(f"A limit of {selection.limit} selects nothing; give at least 1.", left="No task was moved.")
