@@ -31,7 +31,14 @@ def _yes(value: bool) -> str:
 
 
 def _seconds(value: float | None) -> str:
-    return "only by `task_move` with `recover`" if value is None else f"after {value:.0f} s by itself"
+    if value is None:
+        return "only by `task_move` with `recover`"
+    return f"after {value:.0f} s by itself" if value else "at once by itself"
+
+
+def _in_cell(code: str) -> str:
+    """Code as it stands in a table, whose cells a bar ends."""
+    return code.replace("|", "\\|")
 
 
 _KILL = {"loses": "is lost", "repeats": "runs again", "sticks": "stays where it is until it is recovered"}
@@ -62,7 +69,7 @@ def table() -> str:
     rows += [[title, *(tell(found[name][key]) for name in names)] for key, (title, tell) in _ROWS.items()]
     rows.append(["the default command", *(f"`{' '.join(worker_defaults(name).command)}`" for name in names)])
     rows.append(["the broker's URL is read from", *(f"`{worker_defaults(name).broker_variable}`" for name in names)])
-    rows.append(["what Backstep's own user of Redis needs", *(f"`{rights(name)}`" for name in names)])
+    rows.append(["what Backstep's own user of the broker needs", *(f"`{_in_cell(rights(name))}`" for name in names)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

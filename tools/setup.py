@@ -38,8 +38,8 @@ def missing_packages(profile: str) -> list[str]:
     """The Debian packages to install so that the profile's programs are all there."""
     wanted = {"redis-server": "redis-server"}
     if profile != "demo":
-        # Sidekiq and Node are what the tests of their engines run.
-        wanted |= {"git": "git", "sidekiq": "ruby-sidekiq", **node.programs()}
+        # Sidekiq, Node and RabbitMQ are what the tests of their engines run.
+        wanted |= {"git": "git", "rabbitmq-server": "rabbitmq-server", "sidekiq": "ruby-sidekiq", **node.programs()}
     if profile == "test":
         wanted |= docker.programs()
     return [package for program, package in wanted.items() if not packages.have(program)]

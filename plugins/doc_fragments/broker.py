@@ -13,13 +13,14 @@ options:
   engine:
     description:
       - The queue library. This version knows V(bullmq), V(celery), V(dramatiq), V(rq), V(sidekiq) and V(streams), all
-        on Redis.
+        on Redis, and V(rabbitmq).
     type: str
     required: true
   broker_url:
     description:
-      - Where the broker is, for example V(redis://:password@redis.example.org:6379/0). V(rediss://) is TLS, and
-        V(unix://) a socket.
+      - Where the broker is, for example V(redis://:password@redis.example.org:6379/0), or
+        V(amqp://user:password@rabbit.example.org:5672/vhost). V(rediss://) and V(amqps://) are TLS, and V(unix://) is a
+        socket.
       - A Redis under Sentinel is named by its sentinels and what they call it,
         V(redis+sentinel://:password@one.example.org:26379,two.example.org:26379/mymaster/0), with
         C(?sentinel_username=) and C(&sentinel_password=) where they ask for these, and V(rediss+sentinel://) for TLS.
@@ -42,7 +43,7 @@ options:
     default: 120.0
 requirements:
   - Python 3.9 or newer on the machine that talks to the broker.
-  - The Python package C(redis) there.
+  - The Python package C(redis) there, or C(pika) for RabbitMQ.
 notes:
   - Runs on any machine that reaches the broker, usually the controller (C(delegate_to=localhost)).
 """

@@ -98,8 +98,9 @@ capabilities:
   returned: success
   sample: {"pause_scope": "broker", "uncountable_states": [], "kill_effect": "sticks", "unknown_task": "dead"}
 server:
-  description: The broker. C(version), C(role), C(address) (of the server that answered, under Sentinel the master),
-    C(uptime) (seconds), C(time) (epoch seconds).
+  description:
+    - The broker. C(version), C(role), C(address) (of the server that answered, under Sentinel the master), C(uptime)
+      (seconds; null where that isn't told), C(time) (epoch seconds).
   type: dict
   returned: success
   sample: {"version": "7.0.15", "role": "master", "address": "10.0.0.7:6379", "uptime": 86400}

@@ -55,7 +55,7 @@ def test_yaml_block_is_taken(text: str, tmp_path: Path) -> None:
         "name": "Check the variables as the role does",
         "ansible.builtin.validate_argument_spec": {"argument_spec": options, "provided_arguments": given},
     }
-    values = {"vault_redis_password": "secret", "pool_version": "2.4.0"}
+    values = {"vault_redis_password": "secret", "vault_rabbit_password": "secret", "pool_version": "2.4.0"}
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": values, "tasks": [check]}
     playbook([play], tmp_path)
 

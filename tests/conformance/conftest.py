@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import ENGINES, open_engine
 
 from tests.support.bench import Bench, bench_of
-from tests.support.servers import redis_server
+from tests.support.brokers import Broker, Servers
 
 BENCHES = {name: bench_of(name) for name in sorted(ENGINES)}
+on_redis = pytest.mark.parametrize(
+    "kind", [name for name, bench in BENCHES.items() if bench.broker == "redis"], indirect=True
+)
 
 
 @pytest.fixture(params=sorted(BENCHES))
@@ -25,24 +29,40 @@ def kind(request: pytest.FixtureRequest) -> type[Bench]:
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Redis server for all."""
-    with redis_server(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """One server of each kind for all."""
+    with ExitStack() as parts:
+        yield Servers(parts, tmp_path_factory.mktemp)
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A plain client to the emptied server."""
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushall()
+def ledger_url(servers: Servers) -> str:
+    """Where tasks note what becomes of them, whatever the engine's broker is: database 15 of the emptied Redis."""
+    url = servers.broker("redis").url
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    return url.rsplit("/", 1)[0] + "/15"
+
+
+@pytest.fixture
+def broker(kind: type[Bench], servers: Servers, ledger_url: str) -> Broker:
+    """The emptied broker of the engine under test."""
+    found = servers.broker(kind.broker)
+    found.empty()
+    return found
+
+
+@pytest.fixture
+def client(broker: Broker) -> Iterator[redis.Redis]:
+    """A plain client, for tests of engines on Redis."""
+    with redis.Redis.from_url(broker.url) as connection:
         yield connection
 
 
 @pytest.fixture
-def bench(kind: type[Bench], redis_url: str, client: redis.Redis, tmp_path: Path) -> Iterator[Bench]:
+def bench(kind: type[Bench], broker: Broker, ledger_url: str, tmp_path: Path) -> Iterator[Bench]:
     """Starts workers, and kills at the end what still runs."""
-    found = kind(redis_url, tmp_path)
+    found = kind(broker.url, tmp_path, ledger_url=ledger_url)
     yield found
     found.stop_all()
 

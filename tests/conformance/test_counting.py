@@ -22,9 +22,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BrokerRefused, BrokerUnreachable
 
-from tests.conformance.conftest import BENCHES
+from tests.conformance.conftest import BENCHES, on_redis
 from tests.support.bench import TASK, UNKNOWN_TASK, Bench
-from tests.support.servers import free_port, redis_server, wait_for
+from tests.support.brokers import KINDS, Broker, Ports, server
+from tests.support.servers import redis_server, wait_for
 
 NAME = "mail/1.0-a/w1/1"
 
@@ -103,10 +104,10 @@ def test_queues_are_known_by_their_tasks_and_by_their_workers(engine: Engine, be
     assert [state.workers for state in engine.queue_states(["busy", "idle"])] == [0, 1]
 
 
-def test_reading_changes_nothing(engine: Engine, bench: Bench, client: redis.Redis) -> None:
+def test_reading_changes_nothing(engine: Engine, bench: Bench, broker: Broker) -> None:
     for number in range(3):
         bench.enqueue("mail", number, 0)
-    before = {key: client.dump(key) for key in client.keys("*")}
+    before = broker.contents()
     engine.check(write=True)
     engine.queue_states(["mail"])
     for state in LISTED_STATES:
@@ -115,19 +116,20 @@ def test_reading_changes_nothing(engine: Engine, bench: Bench, client: redis.Red
     engine.executing(["mail"])
     engine.pause_state()
     engine.known_queues()
-    assert {key: client.dump(key) for key in client.keys("*")} == before
+    assert broker.contents() == before
 
 
 def test_a_broker_that_is_not_there_is_an_error_with_a_masked_url(kind: type[Bench]) -> None:
-    with open_engine(kind.engine, f"redis://:s3cret@127.0.0.1:{free_port()}/0", 1.0) as engine:
+    with open_engine(kind.engine, KINDS[kind.broker].nowhere("s3cret"), 1.0) as engine:
         asked = (lambda: engine.check(False), lambda: engine.queue_states(["mail"]), engine.workers)
         for ask in (*asked, lambda: engine.executing(["mail"]), engine.known_queues):
             with pytest.raises(BrokerUnreachable) as failure:
                 ask()
-            assert "redis at 127.0.0.1" in str(failure.value)
+            assert f"{KINDS[kind.broker].scheme} at 127.0.0.1" in str(failure.value)
             assert "s3cret" not in str(failure.value.result())
 
 
+@on_redis
 def test_a_broker_that_hangs_is_an_error_within_the_time_out(kind: type[Bench], tmp_path: Path) -> None:
     with redis_server(tmp_path) as url, open_engine(kind.engine, url, 0.5) as engine:
         with redis.Redis.from_url(url) as client:
@@ -137,12 +139,14 @@ def test_a_broker_that_hangs_is_an_error_within_the_time_out(kind: type[Bench], 
                 ask()
 
 
-def test_a_broker_that_restarts_is_an_error_meanwhile_and_goes_on_after(kind: type[Bench], tmp_path: Path) -> None:
+def test_a_broker_that_restarts_is_an_error_meanwhile_and_goes_on_after(
+    kind: type[Bench], ledger_url: str, tmp_path: Path
+) -> None:
     """Some engines' workers end when their broker goes away; their supervisor then starts others."""
-    port, kept = free_port(), ("--appendonly", "yes", "--appendfsync", "always")
+    ports = Ports(kind.broker)
     with ExitStack() as parts:
-        with redis_server(tmp_path, *kept, port=port) as url:
-            bench = kind(url, tmp_path)
+        with server(kind.broker, tmp_path, ports) as url:
+            bench = kind(url, tmp_path, ledger_url=ledger_url)
             parts.callback(bench.stop_all)
             engine = parts.enter_context(open_engine(kind.engine, url, 1.0))
             names = [bench.start(NAME, ["mail"])]
@@ -152,7 +156,7 @@ def test_a_broker_that_restarts_is_an_error_meanwhile_and_goes_on_after(kind: ty
         for ask in (lambda: engine.queue_states(["mail"]), engine.workers, lambda: engine.executing(["mail"])):
             with pytest.raises(BrokerUnreachable):
                 ask()
-        parts.enter_context(redis_server(tmp_path, *kept, port=port))
+        parts.enter_context(server(kind.broker, tmp_path, ports))
         assert (counts(engine, "mail"), counts(engine, "other")) == (expected(engine), expected(engine, waiting=1))
         bench.enqueue("mail", 3, 0)
 
@@ -165,6 +169,7 @@ def test_a_broker_that_restarts_is_an_error_meanwhile_and_goes_on_after(kind: ty
         wait_for("it is seen", lambda: names[-1] in [worker.name for worker in engine.workers()])
 
 
+@on_redis
 def test_missing_rights_are_named(bench: Bench, client: redis.Redis) -> None:
     rules = ("~*", "&*", "+@connection", "+info", "+time")
     client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">pw", *rules)
@@ -177,6 +182,7 @@ def test_missing_rights_are_named(bench: Bench, client: redis.Redis) -> None:
             engine.queue_states(["mail"])
 
 
+@on_redis
 def test_wrong_credentials_are_refused_and_not_shown(bench: Bench, client: redis.Redis) -> None:
     client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">pw", "~*", "+@all")
     with open_engine(bench.engine, bench.url.replace("redis://", "redis://narrow:wr0ng@"), 5.0) as engine:
@@ -185,6 +191,7 @@ def test_wrong_credentials_are_refused_and_not_shown(bench: Bench, client: redis
         assert "wr0ng" not in str(failure.value)
 
 
+@on_redis
 def test_a_replica_is_refused_for_moves_and_readable(bench: Bench, tmp_path: Path) -> None:
     port = bench.url.rsplit(":", 1)[1].split("/")[0]
     bench.enqueue("mail", 1, 0)

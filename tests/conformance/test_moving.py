@@ -10,10 +10,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     PARKED,
     SCHEDULED,
@@ -25,6 +23,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 
 from tests.conformance.conftest import BENCHES
 from tests.support.bench import TASK, UNKNOWN_TASK, Bench, task_id
+from tests.support.brokers import Broker
 from tests.support.servers import wait_for
 
 NAME = "mail/1.0-a/w1/1"
@@ -36,34 +35,20 @@ scheduling = pytest.mark.parametrize(
 )
 
 
-def everything(client: redis.Redis) -> dict[bytes, Any]:
-    """All that the broker holds, as bytes; lists and hashes by their entries, as a server arranges them as it likes.
-
-    Left out is what numbers the moves, and the ids in streams, which only grow.
-    """
-    told: dict[bytes, Callable[[bytes], Any]] = {
-        b"list": lambda key: client.lrange(key, 0, -1),
-        b"hash": client.hgetall,
-        b"stream": lambda key: [list(fields.items()) for _id, fields in client.xrange(key)],
-    }
-    keys = [key for key in client.keys("*") if not key.endswith(b":order")]
-    return {key: told.get(client.type(key), client.dump)(key) for key in keys}
-
-
 def put_back(engine: Engine, order: list[str], count: int) -> list[str]:
     """Those of a queue's tasks, the next one first, among which the last ``count`` that were put back have to be."""
     return order[:count] if engine.capabilities.put_back == "first" else order[-count:]
 
 
 def test_what_is_parked_comes_back_byte_for_byte_in_its_old_order(
-    engine: Engine, bench: Bench, client: redis.Redis
+    engine: Engine, bench: Bench, broker: Broker
 ) -> None:
     bench.fill("mail", 1200)
     bench.enqueue("mail", 1200, 0, urgent=True)
     later = int(bench.schedules)
     if later:
         bench.enqueue("mail", 1201, 0, delay=3600)
-    before, old_order = everything(client), bench.order("mail")
+    before, old_order = broker.contents(), bench.order("mail")
     parked = engine.park(["mail"], ALL, "ana", "rollback")
     assert (parked.count, parked.before, parked.after) == (
         1201 + later, {"waiting": 1201, **({"scheduled": 1} if later else {})}, {"parked": 1201 + later}
@@ -74,7 +59,7 @@ def test_what_is_parked_comes_back_byte_for_byte_in_its_old_order(
     replayed = engine.replay(["mail"], ONLY_PARKED)
     assert replayed.count == 1201 + later
     assert bench.order("mail") == old_order
-    assert everything(client) == before
+    assert broker.contents() == before
 
 
 def test_no_worker_reaches_what_is_parked(engine: Engine, bench: Bench) -> None:
@@ -157,15 +142,15 @@ def test_a_later_park_comes_back_behind_an_earlier_one(engine: Engine, bench: Be
     assert bench.order("mail") == ids
 
 
-def test_a_dry_run_tells_the_same_and_writes_nothing(engine: Engine, bench: Bench, client: redis.Redis) -> None:
+def test_a_dry_run_tells_the_same_and_writes_nothing(engine: Engine, bench: Bench, broker: Broker) -> None:
     bench.fill("mail", 1500)
-    before = everything(client)
+    before = broker.contents()
     told = engine.park(["mail"], ONLY_WAITING, "ana", "", dry_run=True)
-    assert everything(client) == before
+    assert broker.contents() == before
     assert engine.park(["mail"], ONLY_WAITING, "ana", "") == told
-    parked = everything(client)
+    parked = broker.contents()
     told = engine.replay(["mail"], ONLY_PARKED, dry_run=True)
-    assert everything(client) == parked
+    assert broker.contents() == parked
     assert engine.replay(["mail"], ONLY_PARKED) == told
     assert engine.replay(["mail"], ONLY_PARKED).count == 0
 
@@ -192,9 +177,9 @@ def test_parking_without_an_owner_is_refused(engine: Engine) -> None:
 MOVER = """
 import sys
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Selection
-from ansible_collections.backstep.workers.plugins.module_utils._queue.engines import _redis_moves
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engines import _amqp_moves, _redis_moves
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
-_redis_moves.BATCH = 10
+_redis_moves.BATCH = _amqp_moves.BATCH = 10
 with open_engine(sys.argv[1], sys.argv[2], 5.0) as engine:
     print("ready", flush=True)
     sys.stdin.readline()

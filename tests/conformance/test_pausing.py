@@ -13,6 +13,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 
 from tests.conformance.conftest import BENCHES
 from tests.support.bench import Bench
+from tests.support.brokers import Broker
 from tests.support.servers import wait_for, waiting
 
 PAUSES = {name: capabilities(name).pause_scope != "none" for name in BENCHES}
@@ -21,13 +22,13 @@ unable = pytest.mark.parametrize("kind", [name for name, pauses in PAUSES.items(
 
 
 @unable
-def test_an_engine_without_a_pause_refuses_and_says_what_to_do(engine: Engine, client: redis.Redis) -> None:
+def test_an_engine_without_a_pause_refuses_and_says_what_to_do(engine: Engine, broker: Broker) -> None:
     for attempt in (lambda: engine.pause(["mail"], "ana", 30, "broker"), lambda: engine.resume("ana")):
         with pytest.raises(PauseRefused) as refused:
             attempt()
         assert refused.value.next_step
     assert not engine.pause_state().paused
-    assert not client.keys("*")
+    assert not broker.contents()
 
 
 @able

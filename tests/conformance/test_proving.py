@@ -7,18 +7,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.proving import Proof, Trial
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
 from tests.support.bench import FAILING_TASK, Bench
-from tests.support.servers import free_port, wait_for
+from tests.support.brokers import KINDS, Broker
+from tests.support.servers import wait_for
 from tests.support.trials import PREFIX, RELEASE, process, trial
 
 
 def test_canaries_prove_idle_workers_and_leave_nothing(
-    engine: Engine, client: redis.Redis, bench: Bench
+    engine: Engine, broker: Broker, bench: Bench
 ) -> None:
     names = [bench.start(f"{PREFIX}/{index}", ["mail"]) for index in (1, 2, 3)]
     began = time.monotonic()
@@ -27,11 +27,11 @@ def test_canaries_prove_idle_workers_and_leave_nothing(
     assert proof.sent >= 3
     assert time.monotonic() - began < 10
     assert [(worker.finished, worker.failed or 0) for worker in engine.workers()] == [(0, 0)] * 3
-    assert not client.keys("*backstep-canary*")
+    assert not [place for place in broker.contents() if b"backstep-canary" in place]
     assert bench.order("mail") == []
 
 
-def test_a_worker_with_traffic_gets_no_canary(engine: Engine, client: redis.Redis, bench: Bench) -> None:
+def test_a_worker_with_traffic_gets_no_canary(engine: Engine, broker: Broker, bench: Bench) -> None:
     name = bench.start(f"{PREFIX}/1", ["mail"])
     bench.enqueue("mail", 1, 0)
     wait_for("it is done", lambda: engine.workers()[0].finished == 1)
@@ -68,7 +68,7 @@ def test_the_wrong_queue_is_bad_at_once(engine: Engine, bench: Bench) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_canary_that_fails_is_bad(engine: Engine, client: redis.Redis, bench: Bench) -> None:
+def test_a_canary_that_fails_is_bad(engine: Engine, broker: Broker, bench: Bench) -> None:
     name = bench.start(f"{PREFIX}/1", ["mail"])
     began = time.monotonic()
     assert trial(engine, name, canary=bench.named(FAILING_TASK))[1] == "bad"
@@ -83,7 +83,7 @@ def test_a_process_that_never_registers_is_bad_by_the_deadline(engine: Engine, b
 
 
 def test_a_worker_that_still_executes_its_first_task_is_unknown(
-    engine: Engine, client: redis.Redis, bench: Bench
+    engine: Engine, broker: Broker, bench: Bench
 ) -> None:
     name = bench.start(f"{PREFIX}/1", ["mail"])
     bench.enqueue("mail", 1, 30)
@@ -100,6 +100,6 @@ def test_a_crashed_process_that_is_still_registered_proves_nothing(engine: Engin
 
 
 def test_a_broker_that_is_not_there_is_unknown(kind: type[Bench]) -> None:
-    with open_engine(kind.engine, f"redis://127.0.0.1:{free_port()}/0", 0.5) as engine:
+    with open_engine(kind.engine, KINDS[kind.broker].nowhere("pw"), 0.5) as engine:
         proof, verdict = trial(engine, f"{PREFIX}/1/1", seconds=0.5)
         assert (verdict, "gave no usable answer" in proof.error) == ("unknown", True)

@@ -5,30 +5,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import LISTED_STATES, Selection
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine, rights
 
+from tests.conformance.conftest import on_redis
 from tests.support.bench import Bench
+from tests.support.brokers import Broker
 from tests.support.servers import wait_for
 from tests.support.trials import PREFIX, trial
 
-USER = "backstep"
-
 
 @pytest.fixture
-def narrow_url(bench: Bench, client: redis.Redis) -> Iterator[str]:
+def narrow_url(bench: Bench, broker: Broker) -> Iterator[str]:
     """The broker's URL for a user that has what the documentation says."""
-    client.execute_command("ACL", "SETUSER", USER, "reset", "on", ">pw", *rights(bench.engine).split())
-    yield bench.url.replace("redis://", f"redis://{USER}:pw@")
-    client.execute_command("ACL", "DELUSER", USER)
+    with broker.as_user(rights(bench.engine)) as url:
+        yield url
 
 
 def test_the_rights_that_the_documentation_lists_are_enough(
-    bench: Bench, client: redis.Redis, narrow_url: str, tmp_path: Path
+    bench: Bench, narrow_url: str
 ) -> None:
     with open_engine(bench.engine, narrow_url, 5.0) as engine:
         engine.check(write=True)
@@ -54,6 +52,7 @@ def test_the_rights_that_the_documentation_lists_are_enough(
             engine.resume("ana")
 
 
+@on_redis
 def test_those_rights_neither_empty_nor_reconfigure_the_broker(bench: Bench, narrow_url: str) -> None:
     with redis.Redis.from_url(narrow_url) as user:
         for command in ("FLUSHDB", "CONFIG SET maxmemory 1", "SHUTDOWN", "ACL LIST", "KEYS *"):

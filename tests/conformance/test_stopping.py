@@ -7,7 +7,6 @@ from __future__ import annotations
 import signal
 
 import pytest
-import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     DEAD,
     PARKED,
@@ -19,6 +18,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
 
 from tests.support.bench import TASK, UNKNOWN_TASK, Bench, task_id
+from tests.support.brokers import Broker
 from tests.support.ledger import balance
 from tests.support.servers import wait_for, waiting
 
@@ -50,14 +50,15 @@ def test_a_worker_that_is_told_to_stop_finishes_its_task_and_gives_back_the_rest
 def test_a_killed_worker_does_to_its_task_what_the_capabilities_say(engine: Engine, bench: Bench) -> None:
     worker = hold(engine, bench, 1, 60)
     bench.kill(worker)
-    successor = bench.start("mail/1.0-a/w1/2", QUEUES)
+    # One of them is at work on the first task, where that is repeated.
+    successors = [bench.start(f"mail/1.0-a/w1/{index}", QUEUES) for index in (2, 3)]
     bench.enqueue("mail", 2, 0)
     wait_for("another worker is at work", lambda: bench.executions(2) == (1, 1))
     found = balance(engine, bench.ledger_url, QUEUES)
     effect = engine.capabilities.kill_effect
     assert found.lost == ({task_id(1)} if effect == "loses" else frozenset())
     assert bench.executions(1) == ((2, 0) if effect == "repeats" else (1, 0))
-    assert successor in [seen.name for seen in engine.workers()]
+    assert set(successors) <= {seen.name for seen in engine.workers()}
 
 
 @pytest.mark.parametrize("to", [WAITING, DEAD])
@@ -87,7 +88,9 @@ def test_what_a_killed_worker_held_comes_back_at_once(engine: Engine, bench: Ben
     assert worker not in [seen.name for seen in engine.workers()]
     assert [known for known in bench.order("mail") if known in waiting] == waiting
     if task_id(1) not in lost and to == WAITING:
-        assert bench.order("mail")[0 if engine.capabilities.put_back == "first" else -1] == task_id(1)
+        # What the broker gives back by itself has its old place.
+        first = engine.capabilities.put_back == "first" or engine.capabilities.kill_effect == "repeats"
+        assert bench.order("mail")[0 if first else -1] == task_id(1)
 
 
 def test_a_living_workers_task_stays_with_it(engine: Engine, bench: Bench) -> None:
@@ -123,10 +126,10 @@ def test_only_known_ends_are_accepted(engine: Engine) -> None:
         engine.recover(QUEUES, [], "parked")
 
 
-def test_a_task_that_is_nowhere_is_lost(engine: Engine, bench: Bench, client: redis.Redis) -> None:
+def test_a_task_that_is_nowhere_is_lost(engine: Engine, bench: Bench, broker: Broker) -> None:
     """The oracle itself: a test that can't find a loss proves nothing."""
     bench.enqueue("mail", 1, 0)
-    client.flushdb()
+    broker.empty()
     found = balance(engine, bench.ledger_url, QUEUES)
     assert (found.lost, found.balanced) == ({task_id(1)}, False)
 

@@ -29,10 +29,9 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engines._r
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BrokerRefused
 
-from tests.support.bench import SUPPORT
+from tests.support.documents import shown_and_tested
 from tests.support.servers import wait_for
 from tests.support.streams_bench import Workers
-from tools.engine_table import DOCUMENT
 
 QUEUES = ["mail"]
 NAME = "mail/1.0-a/w1/1"
@@ -60,9 +59,8 @@ def take(client: redis.Redis, consumer: str, count: int = 1, group: str = "worke
 
 def test_the_documented_worker_is_the_one_that_is_tested() -> None:
     """But for where its tasks come from."""
-    (shown,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    tested = (SUPPORT / "streams_worker.py").read_text(encoding="utf-8")
-    assert shown.partition("\nstopping")[2] == tested.partition("\nstopping")[2] != ""
+    shown, tested = shown_and_tested("redis", "streams_worker.py")
+    assert shown == tested != ""
 
 
 def test_fields_of_any_bytes_come_back_as_they_were(engine: Engine, client: redis.Redis) -> None:

@@ -53,13 +53,19 @@ class Bench(ABC):
 
     engine: str
     """Its name, as the collection's users write it."""
+    broker = "redis"
+    """The kind of its broker, as ``tests/support/brokers.py`` names them."""
     schedules = True
     """Whether its producers can have a task wait until it is due."""
 
-    def __init__(self, url: str, folder: Path | None = None, python: str = sys.executable) -> None:
-        """:param folder: for the workers' logs; not needed where none is started."""
+    def __init__(
+        self, url: str, folder: Path | None = None, python: str = sys.executable, ledger_url: str = ""
+    ) -> None:
+        """:param folder: for the workers' logs; not needed where none is started.
+        :param ledger_url: where tasks note what becomes of them; else in another database of the same Redis.
+        """
         self.url = url
-        self.ledger_url = url.rsplit("/", 1)[0] + "/15"
+        self.ledger_url = ledger_url or url.rsplit("/", 1)[0] + "/15"
         self._folder = folder or Path(os.devnull)
         self._python = python
         self._running: dict[str, subprocess.Popen[bytes]] = {}

@@ -32,8 +32,10 @@ class Workers(Bench):
     library = "bullmq"
     """The package under ``MODULES``."""
 
-    def __init__(self, url: str, folder: Path | None = None, python: str = sys.executable) -> None:
-        super().__init__(url, folder, python)
+    def __init__(
+        self, url: str, folder: Path | None = None, python: str = sys.executable, ledger_url: str = ""
+    ) -> None:
+        super().__init__(url, folder, python, ledger_url)
         self._producer: subprocess.Popen[str] | None = None
         self._wanted: dict[str, int] = {}
 

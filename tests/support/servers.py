@@ -4,17 +4,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import redis
 
 _POLL_SECONDS = 0.05
+# Not the one in /usr/sbin, which becomes another user where it is root's.
+_RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 Answer = TypeVar("Answer")
 
@@ -72,6 +77,71 @@ def _answers(client: redis.Redis) -> bool:
         return bool(client.ping())
     except redis.ConnectionError:
         return False
+
+
+class RabbitPorts(NamedTuple):
+    """Where a node listens, always on 127.0.0.1."""
+
+    amqp: int
+    management: int
+    dist: int
+    names: int
+    """Of a name server (epmd) of its own: one that it had started itself would outlive it."""
+
+
+def rabbit_ports() -> RabbitPorts:
+    """Ports on which nobody listens now."""
+    return RabbitPorts(*(free_port() for _name in RabbitPorts._fields))
+
+
+@contextmanager
+def rabbitmq_server(folder: Path, *settings: str, ports: RabbitPorts | None = None) -> Iterator[str]:
+    """A RabbitMQ node of our own with the management plugin, which keeps what is durable in ``folder``; its URL.
+
+    :param settings: lines for its ``rabbitmq.conf``.
+    :param ports: as it had them before, for one that starts again.
+    """
+    ports = ports or rabbit_ports()
+    (folder / "enabled_plugins").write_text("[rabbitmq_management].\n", "ascii")
+    listeners = (
+        f"listeners.tcp.1 = 127.0.0.1:{ports.amqp}", "management.tcp.ip = 127.0.0.1",
+        f"management.tcp.port = {ports.management}",
+    )  # fmt: skip
+    (folder / "rabbitmq.conf").write_text("\n".join([*listeners, *settings, ""]), "ascii")
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8",
+        "ERL_EPMD_PORT": str(ports.names), "ERL_EPMD_ADDRESS": "127.0.0.1",
+        # The name is the folder's of its data: a node that starts again has to have the same.
+        "RABBITMQ_NODENAME": "backstep@localhost", "RABBITMQ_DIST_PORT": str(ports.dist),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"), "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"), "RABBITMQ_CONF_ENV_FILE": os.devnull,
+        # Together: that the process which is started is the node itself, and can be told to stop.
+        "RABBITMQ_ALLOW_INPUT": "1", "RABBITMQ_SERVER_START_ARGS": "-noinput",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+    }  # fmt: skip
+    with ExitStack() as parts:
+        log = parts.enter_context((folder / "rabbitmq.log").open("ab"))
+        for command in (["epmd", "-port", str(ports.names), "-address", "127.0.0.1"], [_RABBITMQ_SERVER]):
+            server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            parts.callback(server.wait, 60)
+            parts.callback(server.terminate)
+        management = f"http://127.0.0.1:{ports.management}"
+        wait_for("rabbitmq-server answers", lambda: _serves(f"{management}/api/overview", ports.amqp), 120)
+        yield f"amqp://guest:guest@127.0.0.1:{ports.amqp}/%2F?management={management}"
+
+
+def _serves(url: str, port: int) -> bool:
+    """Whether the management API and AMQP are there: 401 is its answer to those who give no password."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310  # our own
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+    except OSError:
+        pass
+    return False
 
 
 def waiting(seconds: float) -> Callable[[Callable[[], bool]], bool]:

@@ -12,7 +12,7 @@ import redis
 from tests.support.bench import SUPPORT, Bench, Call
 
 # Keeps its process id: the worker's name ends in it, as the names that Backstep gives do.
-_START = (
+START = (
     "import os, runpy, sys;"
     "os.environ.update(BACKSTEP_WORKER=f'{sys.argv[1]}/{os.getpid()}', BACKSTEP_QUEUES=sys.argv[2]);"
     "runpy.run_path(sys.argv[3], run_name='__main__')"
@@ -27,7 +27,7 @@ class Workers(Bench):
     schedules = False
 
     def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
-        return ["-c", _START, prefix, ",".join(queues), str(_PROGRAM), *options]
+        return ["-c", START, prefix, ",".join(queues), str(_PROGRAM), *options]
 
     def environment(self) -> dict[str, str]:
         return {"REDIS_URL": self.url}

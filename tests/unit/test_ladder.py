@@ -60,14 +60,17 @@ def test_a_worker_that_gives_up_before_the_drain_does_is_refused_with_the_number
     assert all(part in said for part in ("25 s to end", "after 25 s by itself", "--timeout (seconds)"))
 
 
-def test_an_engine_that_gives_tasks_out_again_within_the_drain_is_refused_with_the_numbers() -> None:
-    command = worker_defaults("celery").command
-    require_drain_time("celery", 3599, worker_times("celery", command, 0))
-    with pytest.raises(BadInput, match="again after 3600 s"):
-        require_drain_time("celery", 3600, worker_times("celery", command, 0))
-    require_drain_time("celery", 3600, worker_times("celery", command, 7200))
+@pytest.mark.parametrize(("engine", "seconds"), [("celery", 3600), ("rabbitmq", 1800)])
+def test_an_engine_that_gives_tasks_out_again_within_the_drain_is_refused_with_the_numbers(
+    engine: str, seconds: int
+) -> None:
+    command = worker_defaults(engine).command
+    require_drain_time(engine, seconds - 1, worker_times(engine, command, 0))
+    with pytest.raises(BadInput, match=f"again after {seconds} s"):
+        require_drain_time(engine, seconds, worker_times(engine, command, 0))
+    require_drain_time(engine, seconds, worker_times(engine, command, 7200))
     with pytest.raises(BadInput, match="again after 60 s"):
-        require_drain_time("celery", 300, worker_times("celery", command, 60))
+        require_drain_time(engine, 300, worker_times(engine, command, 60))
 
 
 def test_an_engine_without_a_visibility_time_out_has_none_whatever_is_said() -> None:

@@ -66,7 +66,8 @@ class Capabilities:
     unknown_task: str
     """What a task comes to whose name the worker doesn't know: ``dead``, ``lost``, ``retried`` or ``done``."""
     put_back: str = "first"
-    """Where a task goes that is replayed or recovered to waiting: ``first``, before all that wait, or ``last``."""
+    """Where a task goes that is replayed or recovered to waiting: ``first``, before all that wait, or ``last``.
+    What the broker gives back by itself (``kill_effect`` is ``repeats``) has its old place."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +255,8 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self, write: bool) -> dict[str, Any]:
-        """Facts about the server that answered: ``version``, ``role``, ``address``, ``uptime`` (seconds), ``time``
-        (epoch seconds).
+        """Facts about the server that answered: ``version``, ``role``, ``address``, ``uptime`` (seconds, or ``None`` when
+        that isn't told to this user), ``time`` (epoch seconds).
 
         :param write: also prove that the rights for pausing and moving are there (leaves nothing behind).
         :raises BrokerRefused: rights are missing; ``details['missing']`` lists them by name.
@@ -349,7 +350,8 @@ class Engine(ABC):
 
     @abstractmethod
     def send_canary(self, queue: str, task: str, count: int, seconds: int) -> list[str]:
-        """Put ``count`` canary tasks in front of a queue; they dissolve by themselves after ``seconds``.
+        """Put ``count`` canary tasks in front of a queue, or behind what waits where the broker knows no front; they
+        dissolve by themselves after ``seconds``.
 
         :param task: a task's name (``default_canary`` for one that any worker can run); called without arguments.
         """

@@ -88,6 +88,12 @@ def _streams() -> type[Engine]:
     return StreamsEngine
 
 
+def _rabbitmq() -> type[Engine]:
+    from .engines.rabbitmq import RabbitmqEngine
+
+    return RabbitmqEngine
+
+
 def _dramatiq() -> type[Engine]:
     from .engines.dramatiq import DramatiqEngine
 
@@ -138,6 +144,12 @@ ENGINES = {
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
         ),
+    ),
+    "rabbitmq": _Entry(
+        "pika",
+        _rabbitmq,
+        # The app's own program; docs/engines.md says what it has to do. RabbitMQ's `consumer_timeout` is half an hour.
+        WorkerDefaults(("{app}/venv/bin/python", "{app}/worker.py"), "AMQP_URL", again_seconds=1800),
     ),
     "rq": _Entry(
         "redis",

@@ -65,10 +65,17 @@ def _sentinel(url: str, place: str) -> tuple[str, int]:
     return found.group(1).strip("[]"), port
 
 
-def check_url(url: str, schemes: Collection[str]) -> str:
+def check_url(
+    url: str,
+    schemes: Collection[str],
+    path: str = r"(/\d*)?",
+    path_is: str = "database number",
+    example: str = "redis://:password@redis.example.org:6379/0",
+) -> str:
     """The URL, if it can be one of a broker.
 
     :param schemes: what the engine's client understands, for example ``redis``.
+    :param path: what the path may look like, and ``path_is`` what it is, in words.
     :raises BadInput: wrong scheme, no host (no path for ``unix``), or a port that is no number.
     """
     if url.partition("://")[0].lower() in schemes and watched(url):
@@ -77,24 +84,25 @@ def check_url(url: str, schemes: Collection[str]) -> str:
         parts = urlsplit(url)
         parts.port  # noqa: B018  # reading it is what checks it
     except ValueError as error:
-        raise _bad(url, scrub(str(error), url)) from None
+        raise _bad(url, scrub(str(error), url), example) from None
     if parts.scheme not in schemes:
-        raise _bad(url, f"it has to begin with one of {', '.join(f'{scheme}://' for scheme in sorted(schemes))}")
+        known = ", ".join(f"{scheme}://" for scheme in sorted(schemes))
+        raise _bad(url, f"it has to begin with one of {known}", example)
     if parts.scheme == "unix":
         if not parts.path:
-            raise _bad(url, "it names no socket")
+            raise _bad(url, "it names no socket", example)
     elif not parts.hostname:
-        raise _bad(url, "it names no host")
-    elif not re.fullmatch(r"(/\d*)?", parts.path):
-        raise _bad(url, f"'{parts.path[1:]}' is no database number")
+        raise _bad(url, "it names no host", example)
+    elif not re.fullmatch(path, parts.path):
+        raise _bad(url, f"'{parts.path[1:]}' is no {path_is}", example)
     return url
 
 
-def _bad(url: str, why: str) -> BadInput:
+def _bad(url: str, why: str, example: str) -> BadInput:
     return BadInput(
         f"The broker URL {mask(url)} can't be used: {why}.",
         left="Nothing was changed.",
-        next_step="Set pool_broker_url (broker_url), for example redis://:password@redis.example.org:6379/0.",
+        next_step=f"Set pool_broker_url (broker_url), for example {example}.",
     )
 
 

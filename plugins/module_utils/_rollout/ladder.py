@@ -46,7 +46,8 @@ def require_drain_time(engine: str, drain_seconds: float, times: WorkerTimes) ->
     if times.again is not None and times.again <= drain_seconds:
         raise BadInput(
             f"pool_drain.timeout lets a task take {drain_seconds:.0f} s to end, but {engine} gives a task that is "
-            f"acknowledged late out again after {times.again:.0f} s (its visibility time-out): it would run twice.",
+            f"acknowledged late out again after {times.again:.0f} s (its visibility time-out, or what RabbitMQ calls "
+            "consumer_timeout): it would run twice.",
             left="Nothing was changed.",
             next_step=f"Set pool_drain.timeout to less than {times.again:.0f}; or, where the app sets another "
             "visibility time-out, pool_visibility_timeout to that.",

@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What workers tell of themselves in RabbitMQ, for engines whose workers keep it.
+
+A worker's notes are the one message of the queue ``backstep.worker.<name>`` (JSON), which a new message replaces
+(``x-max-length`` 1). It lives for as long as the queue ``backstep.alive.<name>`` is there, which is its connection's
+own: the broker removes that in the moment in which it sees the connection end. The notes stay.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from ..._rollout.errors import BrokerUnreachable
+from ..._rollout.names import parse_worker_name
+from ..engine import CANARY_PREFIX, ExecutingTask, WorkerSeen
+from ._amqp import OURS, AmqpLink
+
+_NOTES, _ALIVE = f"{OURS}worker.", f"{OURS}alive."
+
+
+@dataclass
+class Notes:
+    """The last that a worker has told."""
+
+    name: str
+    queues: tuple[str, ...] = ()
+    pid: Optional[int] = None
+    birth: Optional[float] = None
+    finished: int = 0
+    failed: Optional[int] = None
+    held: list[ExecutingTask] = field(default_factory=list)
+    """What it has taken; what has no start was taken ahead."""
+    canaries: dict[str, str] = field(default_factory=dict)
+    """What became of canaries: ``finished`` or ``failed``, by their ids."""
+
+
+class Workers:
+    """All workers of a virtual host that keep notes."""
+
+    def __init__(self, link: AmqpLink) -> None:
+        self._link = link
+
+    def living(self) -> list[Notes]:
+        """The notes of the workers that live, by name."""
+        queues = self._link.management.queues()
+        names = sorted(queue[len(_ALIVE) :] for queue, own in queues.items() if own and queue.startswith(_ALIVE))
+        with self._link.locked(""):
+            found = [(name, self._read(name)) for name in names]
+        silent = [name for name, notes in found if notes is None]
+        if silent and set(silent) & self._alive():
+            raise BrokerUnreachable(
+                f"Workers are connected to {self._link.shown} and have told nothing: {', '.join(silent)}.",
+                left="What they execute is unknown, and nothing is concluded from that.",
+                next_step="See that they keep the convention in docs/engines.md, and that nobody empties their queues.",
+            )
+        return [notes for _name, notes in found if notes is not None]
+
+    def gone(self, names: Collection[str]) -> list[Notes]:
+        """The notes that dead workers have left, of these names."""
+        queues = self._link.management.queues()
+        with self._link.locked(""):
+            found = [self._read(name) for name in sorted(names) if f"{_NOTES}{name}" in queues]
+        return [notes for notes in found if notes is not None]
+
+    def are_alive(self, names: Collection[str]) -> bool:
+        """Whether the broker still has a connection of one of them."""
+        return bool(self._alive() & set(names))
+
+    def forget(self, names: Collection[str]) -> None:
+        """Delete the notes of dead workers."""
+        for name in sorted(set(names) - self._alive()):
+            self._link.delete(f"{_NOTES}{name}")
+
+    def _alive(self) -> set[str]:
+        queues = self._link.management.queues()
+        return {queue[len(_ALIVE) :] for queue, own in queues.items() if own and queue.startswith(_ALIVE)}
+
+    def _read(self, name: str) -> Optional[Notes]:
+        if not self._link.count(f"{_NOTES}{name}"):
+            return None
+        with self._link.channel() as channel:
+            last = b""
+            while True:
+                method, _properties, body = channel.basic_get(f"{_NOTES}{name}")
+                if method is None:
+                    return _parsed(name, last) if last else None
+                last = body
+
+
+def _parsed(name: str, body: bytes) -> Notes:
+    try:
+        told = json.loads(body)
+        failed = told.get("failed")
+        return Notes(
+            name=name,
+            queues=tuple(str(queue) for queue in told["queues"]),
+            pid=_number(told.get("pid")),
+            birth=told.get("birth"),
+            finished=int(told["finished"]),
+            failed=None if failed is None else int(failed),
+            held=[_task(name, task) for task in told["held"]],
+            canaries={str(known): str(state) for known, state in told.get("canaries", {}).items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokerUnreachable(
+            f"The notes of the worker {name} can't be read: {error!r}.",
+            left="What it executes is unknown, and nothing is concluded from that.",
+            next_step="See that it keeps the convention in docs/engines.md.",
+        ) from None
+
+
+def _number(value: Any) -> Optional[int]:
+    return value if isinstance(value, int) else None
+
+
+def _task(worker: str, told: dict[str, Any]) -> ExecutingTask:
+    return ExecutingTask(
+        id=str(told["id"]), task=told.get("task"), queue=str(told["queue"]), worker=worker, started=told.get("started")
+    )
+
+
+def is_canary(known: str) -> bool:
+    """Whether a task's id is one that Backstep has given."""
+    return known.startswith(CANARY_PREFIX)
+
+
+def seen(notes: Notes, ignored: Collection[str]) -> WorkerSeen:
+    """A living worker as the contract tells of it.
+
+    :param ignored: ids of canaries that were withdrawn.
+    """
+    parsed = parse_worker_name(notes.name)
+    counted = [state for known, state in notes.canaries.items() if known not in ignored]
+    current = notes.held[0].id if notes.held else None
+    return WorkerSeen(
+        name=notes.name,
+        parsed=parsed,
+        queues=notes.queues,
+        state="busy" if current else "idle",
+        pid=notes.pid if notes.pid is not None else parsed.pid if parsed else None,
+        hostname=parsed.host if parsed else None,
+        birth=notes.birth,
+        last_heartbeat=time.time(),
+        current_task=current,
+        finished=notes.finished + counted.count("finished"),
+        failed=None if notes.failed is None else notes.failed + counted.count("failed"),
+        connected=True,
+    )
