@@ -46,6 +46,7 @@ _IMPORTED = {
     "bullmq": ("redis",),
     "celery": ("amqp", "billiard", "celery", "click", "dateutil", "kombu", "prompt_toolkit", "redis", "vine"),
     "dramatiq": ("dramatiq", "redis"),
+    "rabbitmq": ("pika", "redis"),
     "rq": ("click", "croniter", "dateutil", "redis", "rq"),
     "sidekiq": ("redis",),
     "streams": ("redis",),
