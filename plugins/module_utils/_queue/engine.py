@@ -255,8 +255,8 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self, write: bool) -> dict[str, Any]:
-        """Facts about the server that answered: ``version``, ``role``, ``address``, ``uptime`` (seconds, or ``None`` when
-        that isn't told to this user), ``time`` (epoch seconds).
+        """Facts about the server that answered: ``version``, ``role``, ``address``, ``uptime`` (seconds, or ``None``
+        when that isn't told to this user), ``time`` (epoch seconds).
 
         :param write: also prove that the rights for pausing and moving are there (leaves nothing behind).
         :raises BrokerRefused: rights are missing; ``details['missing']`` lists them by name.

@@ -16,6 +16,7 @@ from .._rollout.masking import mask, scrub
 _WATCHED = re.compile(r"(?i:(rediss?)\+sentinel)://(?:([^/?#]*)@)?([^@/?#]*)/?([^/?#]*)/?([^?#]*)(?:\?([^#]*))?")
 _SENTINEL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+)(?::(\d+))?")
 _SENTINEL_PORT = 26379
+_SENTINEL_EXAMPLE = "redis+sentinel://:password@one.example.org:26379,two.example.org:26379/mymaster/0"
 
 
 class Watched(NamedTuple):
@@ -98,7 +99,7 @@ def check_url(
     return url
 
 
-def _bad(url: str, why: str, example: str) -> BadInput:
+def _bad(url: str, why: str, example: str = _SENTINEL_EXAMPLE) -> BadInput:
     return BadInput(
         f"The broker URL {mask(url)} can't be used: {why}.",
         left="Nothing was changed.",

@@ -46,6 +46,7 @@ class Management:
         return {
             "version": str(overview["rabbitmq_version"]),
             "role": "node",
+            "address": f"{self._place.host}:{self._place.port}",
             "uptime": int(mine["uptime"] // 1000) if "uptime" in mine else None,
             "time": time.time(),
         }
