@@ -177,6 +177,23 @@ def test_a_task_that_a_worker_took_from_a_dead_mover_is_told(
     assert (engine.recover(QUEUES, [], WAITING), bench.order("mail")) == ([], [])
 
 
+def test_what_was_recorded_as_copied_and_has_no_copy_stays(
+    engine: Engine, bench: Workers, channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a broker's death in the middle of a transaction, which keeps each of its queues by itself."""
+    ids = bench.fill("mail", 3)
+    die_before_removing(monkeypatch, engine, lambda: engine.park(QUEUES, ONLY_WAITING, "ana", ""))
+    assert channel.basic_get(moves.parked_queue("mail"), auto_ack=True)[1].message_id == "task-0"
+    assert engine.recover(QUEUES, [], WAITING) == []
+    assert (bench.order("mail"), engine.task_ids("mail", PARKED, 10).ids) == (["task-0"], ("task-1", "task-2"))
+    engine.park(QUEUES, ONLY_WAITING, "ana", "")
+    die_before_removing(monkeypatch, engine, lambda: engine.replay(QUEUES, ONLY_PARKED))
+    taken = channel.basic_get("mail", auto_ack=True)[1].message_id
+    assert [(task.id, task.to) for task in engine.recover(QUEUES, [], WAITING)] == [(taken, PARKED)]
+    assert engine.task_ids("mail", PARKED, 10).ids == (taken,)
+    assert sorted([taken, *bench.order("mail")]) == ids
+
+
 def test_nobody_is_told_nothing_while_another_looks(broker: RabbitBroker, bench: Workers) -> None:
     """A look takes for a moment what it looks at: the other one waits, or says that it could not find out."""
     bench.fill("mail", 3)

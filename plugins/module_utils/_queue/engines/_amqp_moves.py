@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Park and replay in RabbitMQ, which can't move a task in one step: it is copied first, and then removed.
 
-Both are transactions, so that a mover that dies is known to have done one, both or none; and the first one ends only
+Both are transactions, so that a mover that dies has done one, both or none; and the first one ends only
 when the copies are as safe as the broker makes them, so that nothing is ever in no place. The first also writes into
 ``backstep.moving.<queue>`` what it has copied, and the second crosses that out. What stands there when a mover has died
 is in two places: its copies are not counted, and the next call finishes with it.
@@ -83,21 +83,28 @@ def is_moving(link: AmqpLink, queue: str) -> bool:
 def finish(link: AmqpLink, queue: str) -> list[str]:
     """Remove what was copied already; to be called under the queue's lock.
 
-    :returns: tasks that were not found any more where they had been: a worker has taken them, and a copy is parked.
+    A transaction is one step for each queue of it only, so a broker that dies may have kept the record and not the
+    copies: what has none stays where it is.
+
+    :returns: parked tasks that may run twice: a worker has taken the original of a copy, or the copy of an original.
     """
     left = unfinished(link, queue)
     if left is None:
         return []
-    missing = set(left.ids)
+    target = parked_queue(queue) if left.source == queue else queue
+    with link.channel() as channel:
+        there = {known_as(message) for message in walk(channel, target, link.count(target) or 0)}
+    copied, removed = there.intersection(left.ids), set[str]()
     with link.channel() as channel:
         channel.tx_select()
         for message in walk(channel, left.source, link.count(left.source) or 0):
-            if known_as(message) in missing:
-                missing.discard(known_as(message))
+            if known_as(message) in copied - removed:
+                removed.add(known_as(message))
                 channel.basic_ack(message[0].delivery_tag)
         _note(channel, queue, left.source, [])
         channel.tx_commit()
-    return [known for known in left.ids if known in missing and left.source == queue]
+    twice = copied - removed if left.source == queue else set(left.ids) - copied
+    return [known for known in left.ids if known in twice]
 
 
 class Move:
