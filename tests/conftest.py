@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--faults-all", action="store_true", help="also what is marked thorough")
     group.addoption("--faults-seed", type=int, default=1, help="what the selection and the order follow from")
     group.addoption("--faults-cases", type=int, default=1, help="how many kills in each part, at most")
+    group.addoption("--faults-from", type=int, default=0, help="how many kills in each part have been tried already")
     group.addoption("--faults-only", default="", metavar="TEXT", help="only kills whose description has this in it")
     group.addoption("--faults-seconds", type=float, default=150.0, help="no kill is begun after that time")
 

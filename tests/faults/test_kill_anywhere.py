@@ -64,7 +64,7 @@ def test_kill_anywhere(logs: Path, table: Table, pytestconfig: pytest.Config, pa
         cases = [case for case in in_order(cases, table.seed) if pytestconfig.getoption("faults_only") in str(case)]
         ours = cases[part::PARTS]
         print(f"{len({(case.play, case.boundary) for case in ours})} boundaries, {len(ours)} cases")
-        for case in ours[:at_most]:
+        for case in ours[pytestconfig.getoption("faults_from") :][:at_most]:
             if time.monotonic() > end:
                 break
             print(f"== {case}")
