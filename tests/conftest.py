@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,8 @@ from tools.common import BUILD, CHECKOUT
 COSTS = ("lint", "container", "sanity", "matrix", "molecule")
 # With several processes these are one's alone: hosts in containers at the same time would be slower, not faster.
 _CONTAINERS = ("container", "molecule")
+_CONTAINER_SCOPE = "containers"
+_LONG = ("tests/faults/", "tests/integration/", "tests/checks/")
 _FAULTS = BUILD / "faults" / "report.md"
 _TRIED = "backstep-faults"
 _BEGAN = time.time()
@@ -54,16 +57,39 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 class _ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        text = (CHECKOUT / path).read_text(encoding="utf-8")
-        if any(f"pytest.mark.{name}" in text for name in _CONTAINERS):
-            return "containers"
-        return nodeid if "pytest.mark.apart" in text else path
+        return _scope(nodeid)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests in the order of their cost, keeping the order of files and tests within a cost."""
+def _scope(nodeid: str) -> str:
+    """What goes to one process as a whole."""
+    path = nodeid.partition("::")[0]
+    text = _text(path)
+    if any(f"pytest.mark.{name}" in text for name in _CONTAINERS):
+        return _CONTAINER_SCOPE
+    return nodeid if "pytest.mark.apart" in text else path
+
+
+@functools.cache
+def _text(path: str) -> str:
+    return (CHECKOUT / path).read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests in the order of their cost, keeping the order of files and tests within a cost.
+
+    With several processes, what takes long comes first: one process begins with the containers, and all are busy to the
+    end with what is left of small files.
+    """
     items.sort(key=cost)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _place(item.nodeid))
+
+
+def _place(nodeid: str) -> int:
+    """Of a test in the queue for several processes."""
+    if _scope(nodeid) == _CONTAINER_SCOPE:
+        return 0
+    return 1 if nodeid.startswith(_LONG) else 2
 
 
 def pytest_testnodedown(node: Any) -> None:
