@@ -161,6 +161,7 @@ def test_one_that_fails_after_the_switch_takes_every_touched_host_back(stand: St
     assert (said(stand, "before_rollback"), said(stand, "before_confirm")) == (ALL, [])
 
 
+@pytest.mark.thorough
 def test_a_release_that_can_not_be_undone_is_held_until_a_person_decides(stand: Stand) -> None:
     broken = fail(stand, "after_switch", "w1")
     done = deploy(stand, "4", pool_rollback_barrier="drops a column")

@@ -24,6 +24,8 @@ from tests.support.servers import redis_server, wait_for, waiting
 
 # In all of them the app, or settings of the library, tell the workers of the sentinels; those of streams are the app.
 ENGINES = ("bullmq", "celery", "dramatiq", "rq", "sidekiq")
+# One whose workers are listed by what connects, and one whose are listed by what they write.
+SHORT = ("bullmq", "rq")
 QUEUES = ["mail"]
 # Longer than a fail-over takes here.
 TASK_SECONDS = 12
@@ -44,7 +46,9 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
         yield started
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name in SHORT else pytest.mark.thorough) for name in ENGINES]
+)
 def bench(request: pytest.FixtureRequest, watch: Watch, tmp_path: Path, ledger_url: str) -> Iterator[Bench]:
     """Starts workers that find the master by themselves."""
     with redis.Redis.from_url(ledger_url) as notes:

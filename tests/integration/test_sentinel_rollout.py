@@ -33,7 +33,7 @@ TASKS = 10
 SECONDS = 80.0
 
 
-@pytest.fixture(params=["celery", "rq"])
+@pytest.fixture(params=["celery", pytest.param("rq", marks=pytest.mark.thorough)])
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     """Hosts, a build of the app, and a Redis for the ledger that nobody kills."""
     with a_stand(request.param) as started:
