@@ -275,6 +275,16 @@ def test_a_lock_that_went_with_its_connection_is_not_thought_to_be_held(broker: 
     one.close()
 
 
+def test_a_refusal_keeps_the_code_that_programs_know(broker: RabbitBroker, channel: Any) -> None:
+    channel.queue_declare("backstep.theirs", exclusive=True)
+    link = AmqpLink(broker.url, 5.0, "")
+    with pytest.raises(BrokerRefused) as caught:
+        link.count("backstep.theirs")
+    assert caught.value.result()["error"]["code"] == "broker_refused"
+    assert caught.value.details == {"reply_code": 405}
+    link.close()
+
+
 def test_a_canary_that_was_taken_without_a_word_is_gone(engine: Engine, channel: Any) -> None:
     """By a worker that has ended since, say: then another one has to be sent."""
     (known,) = engine.send_canary("mail", engine.default_canary, 1, 60)
@@ -314,7 +324,8 @@ def test_a_node_that_hangs_is_an_error_within_the_time_out(tmp_path: Path) -> No
         pid = int(str(found))
         os.kill(pid, signal.SIGSTOP)
         try:
-            for ask in (lambda: engine.queue_states(QUEUES), engine.workers, engine.known_queues):
+            on_a_connection, on_a_new_one = [lambda: engine.queue_states(QUEUES)] * 2
+            for ask in (on_a_connection, on_a_new_one, engine.workers, engine.known_queues):
                 began = time.monotonic()
                 with pytest.raises(BrokerUnreachable):
                     ask()

@@ -18,6 +18,7 @@ from typing import Any, Optional
 try:
     import pika
     from pika import exceptions
+    from pika.adapters.utils.connection_workflow import AMQPConnectorException
 except ImportError:  # ``open_engine`` refuses to go on without it, and says what to install
     pika = None  # so that this file can be read without it, as sanity does
 
@@ -100,7 +101,7 @@ class AmqpLink:
             with self.channel() as channel:
                 return int(channel.queue_declare(queue, passive=True).method.message_count)
         except _Closed as closed:
-            if closed.code == _NOT_FOUND:
+            if closed.reply_code == _NOT_FOUND:
                 return None
             raise
 
@@ -145,7 +146,7 @@ class AmqpLink:
         try:
             return self.count(f"{_LOCK}{what}") is not None
         except _Closed as closed:
-            if closed.code == _LOCKED:
+            if closed.reply_code == _LOCKED:
                 return True
             raise
 
@@ -154,7 +155,7 @@ class AmqpLink:
             with self.channel() as channel:
                 channel.queue_declare(name, exclusive=True)
         except _Closed as closed:
-            if closed.code == _LOCKED:
+            if closed.reply_code == _LOCKED:
                 return False
             raise
         return True
@@ -228,7 +229,7 @@ class AmqpLink:
             yield
         except exceptions.ChannelClosedByBroker as error:
             raise self._refused(error) from None
-        except (exceptions.AMQPError, OSError, ValueError, UnicodeError) as error:
+        except (exceptions.AMQPError, AMQPConnectorException, OSError, ValueError, UnicodeError) as error:
             self._drop()
             raise self._lost(error) from None
 
@@ -248,7 +249,7 @@ class AmqpLink:
             f"The broker {self.shown} refused: {said}.",
             left="Nothing was changed by the command that it refused.",
             next_step="Check that the URL names the virtual host of this pool.",
-            code=error.reply_code,
+            reply_code=error.reply_code,
         )
 
     def no_right(self, right: str, said: str) -> BrokerRefused:
@@ -298,5 +299,6 @@ class _Closed(BrokerRefused):
     """The broker closed a channel, and said why."""
 
     @property
-    def code(self) -> int:  # type: ignore[override]
-        return int(self.details["code"])
+    def reply_code(self) -> int:
+        """AMQP's number for why."""
+        return int(self.details["reply_code"])

@@ -21,8 +21,9 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
     pika = None  # so that this file can be read without it, as sanity does
 
 from ..._rollout.errors import BrokerRefused
-from ..engine import CANARY_PREFIX, PARKED, WAITING, Moved, Selection
+from ..engine import PARKED, WAITING, Moved, Selection
 from ._amqp import OURS, AmqpLink, Message
+from ._amqp_notes import is_canary
 from ._moves import Tally, check_selection, require_owner
 
 BATCH = 200
@@ -203,7 +204,7 @@ class Move:
 
     def _is_wanted(self, message: Message) -> bool:
         known, properties, chosen = known_as(message), message[1], self._selection
-        if not known or known.startswith(CANARY_PREFIX):
+        if not known or is_canary(known):
             return False
         if chosen.ids and known not in chosen.ids:
             return False

@@ -47,8 +47,7 @@ class Workers:
 
     def living(self) -> list[Notes]:
         """The notes of the workers that live, by name."""
-        queues = self._link.management.queues()
-        names = sorted(queue[len(_ALIVE) :] for queue, own in queues.items() if own and queue.startswith(_ALIVE))
+        names = sorted(self._alive())
         with self._link.locked(""):
             found = [(name, self._read(name)) for name in names]
         silent = [name for name, notes in found if notes is None]
