@@ -1,15 +1,16 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What parking and replaying are made of on any broker: which selections make sense, and a tally of what was moved."""
+"""Parking and replaying on any broker: which selections make sense, and a tally of what was moved."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Protocol
 
 from ..._rollout.errors import BadInput
-from ..engine import LISTED_AT_MOST, Moved, Selection
+from ..engine import DEAD, LISTED_AT_MOST, PARKED, RETRYING, SCHEDULED, WAITING, Engine, Moved, Selection
 
 _NO_LIMIT = 2**53
 
@@ -63,3 +64,37 @@ def check_selection(selection: Selection, allowed: Sequence[str]) -> None:
         )
     if selection.limit is not None and selection.limit < 1:
         raise BadInput(f"A limit of {selection.limit} selects nothing; give at least 1.", left="No task was moved.")
+
+
+class TaskMove(Protocol):
+    """One park or replay, of a selection that has been found good."""
+
+    def park(self, queues: Sequence[str], owner: str, reason: str) -> Moved:
+        """As ``Engine.park``."""
+
+    def replay(self, queues: Sequence[str]) -> Moved:
+        """As ``Engine.replay``."""
+
+
+class Moving(Engine):
+    """Parks and replays. Dead tasks too, where the engine has a place for them, and so can count them."""
+
+    @abstractmethod
+    def _move(self, queues: Sequence[str], selection: Selection, allowed: Sequence[str], dry_run: bool) -> TaskMove:
+        """A move of these queues' tasks.
+
+        :raises BadInput: the selection names other states than the allowed ones, or can't be meant.
+        """
+
+    def park(
+        self, queues: Sequence[str], selection: Selection, owner: str, reason: str, dry_run: bool = False
+    ) -> Moved:
+        # Where nothing is ever scheduled or retried, those find nothing.
+        allowed = (WAITING, SCHEDULED, RETRYING, *self._dead())
+        return self._move(queues, selection, allowed, dry_run).park(queues, owner, reason)
+
+    def replay(self, queues: Sequence[str], selection: Selection, dry_run: bool = False) -> Moved:
+        return self._move(queues, selection, (PARKED, *self._dead()), dry_run).replay(queues)
+
+    def _dead(self) -> tuple[str, ...]:
+        return () if DEAD in self.capabilities.uncountable_states else (DEAD,)

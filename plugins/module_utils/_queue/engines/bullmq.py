@@ -56,6 +56,7 @@ class BullmqEngine(PauselessEngine):
     rights = acl_rule("~bull:*", "~backstep:*")
     reading = _READING
     proof = scripts.PROVE_RIGHTS
+    move = Move
     no_pause = "BullMQ's pause has no end of its own: when whoever set it dies, the queue hands out nothing any more."
     none_to_end = "Backstep has paused no BullMQ queue, so there is no pause of its own to end."
     capabilities = Capabilities(
@@ -173,20 +174,6 @@ class BullmqEngine(PauselessEngine):
         paused = self._link.ask_all([("HEXISTS", f"bull:{queue}:meta", "paused") for queue in queues])
         everything = bool(queues) and all(paused)
         return contract.PauseState(everything, by_person=everything, owner=None, since=None, expires_in=None)
-
-    def park(
-        self,
-        queues: Sequence[str],
-        selection: contract.Selection,
-        owner: str,
-        reason: str,
-        dry_run: bool = False,
-    ) -> contract.Moved:
-        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING, contract.DEAD)
-        return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
-
-    def replay(self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False) -> contract.Moved:
-        return Move(self._link, selection, (contract.PARKED, contract.DEAD), dry_run).replay(queues)
 
     def recover(
         self,

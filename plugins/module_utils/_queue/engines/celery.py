@@ -40,6 +40,7 @@ class CeleryEngine(PauselessEngine):
     rights = acl_rule("~*", "&*")
     reading = _READING
     proof = scripts.PROVE_RIGHTS
+    move = Move
     no_pause = (
         "Celery has no pause: a worker that is told to take nothing forgets that when it restarts, and never takes "
         "a task again when whoever told it so dies."
@@ -174,22 +175,6 @@ class CeleryEngine(PauselessEngine):
             if begun.worker not in listening
         }
         return [task for task in {**told, **answered}.values() if task.queue in queues]
-
-    def park(
-        self,
-        queues: Sequence[str],
-        selection: contract.Selection,
-        owner: str,
-        reason: str,
-        dry_run: bool = False,
-    ) -> contract.Moved:
-        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING)
-        return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
-
-    def replay(
-        self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False
-    ) -> contract.Moved:
-        return Move(self._link, selection, (contract.PARKED,), dry_run).replay(queues)
 
     def recover(
         self,

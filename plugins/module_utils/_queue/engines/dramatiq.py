@@ -53,6 +53,7 @@ class DramatiqEngine(PauselessEngine):
     rights = acl_rule("~dramatiq*", "~backstep:*")
     reading = _READING
     proof = scripts.PROVE_RIGHTS
+    move = Move
     no_pause = "Dramatiq has no pause: its workers can't be told to take nothing."
     none_to_end = "Dramatiq has no pause, so there is none to end."
     capabilities = Capabilities(
@@ -171,22 +172,6 @@ class DramatiqEngine(PauselessEngine):
             for queue, held in found
             if held.begun
         ]
-
-    def park(
-        self,
-        queues: Sequence[str],
-        selection: contract.Selection,
-        owner: str,
-        reason: str,
-        dry_run: bool = False,
-    ) -> contract.Moved:
-        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING, contract.DEAD)
-        return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
-
-    def replay(
-        self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False
-    ) -> contract.Moved:
-        return Move(self._link, selection, (contract.PARKED, contract.DEAD), dry_run).replay(queues)
 
     def recover(
         self,

@@ -24,6 +24,7 @@ from ..engine import CANARY_PREFIX, Capabilities
 from . import _amqp_moves as moves
 from ._amqp import OURS, AmqpLink
 from ._amqp_notes import Notes, Workers, is_canary, seen
+from ._moves import Moving, TaskMove
 from ._pauseless import Pauseless
 
 CANARY_HEADER = "backstep_canary"
@@ -32,7 +33,7 @@ _NOWHERE = (contract.SCHEDULED, contract.RETRYING, contract.DEAD, contract.DEFER
 _NOTED_SECONDS = 1.0
 
 
-class RabbitmqEngine(Pauseless):
+class RabbitmqEngine(Pauseless, Moving):
     """Queues of one virtual host, RabbitMQ 3.10 or newer with its management plugin."""
 
     name = "rabbitmq"
@@ -151,22 +152,10 @@ class RabbitmqEngine(Pauseless):
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
         return [task for notes in self._workers.living() for task in notes.held if task.queue in queues]
 
-    def park(
-        self,
-        queues: Sequence[str],
-        selection: contract.Selection,
-        owner: str,
-        reason: str,
-        dry_run: bool = False,
-    ) -> contract.Moved:
-        # Nothing is ever scheduled or retried, so that those find nothing.
-        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING)
-        return moves.Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
-
-    def replay(
-        self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False
-    ) -> contract.Moved:
-        return moves.Move(self._link, selection, (contract.PARKED,), dry_run).replay(queues)
+    def _move(
+        self, queues: Sequence[str], selection: contract.Selection, allowed: Sequence[str], dry_run: bool
+    ) -> TaskMove:
+        return moves.Move(self._link, selection, allowed, dry_run)
 
     def recover(
         self,

@@ -48,6 +48,7 @@ class RqEngine(RedisEngine):
     rights = acl_rule("~rq:*", "~backstep:*")
     reading = _READING
     proof = scripts.PROVE_RIGHTS
+    move = Move
     capabilities = Capabilities(
         pause_scope="broker",
         pause_survives_worker_restart=True,
@@ -219,22 +220,6 @@ class RqEngine(RedisEngine):
         answer = self._link.run(scripts.RESUME, owner, "dry" if dry_run else "")
         _refuse_foreign(answer)
         return contract.PauseResult(changed=answer[0] == b"ended", state=self.pause_state())
-
-    def park(
-        self,
-        queues: Sequence[str],
-        selection: contract.Selection,
-        owner: str,
-        reason: str,
-        dry_run: bool = False,
-    ) -> contract.Moved:
-        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING, contract.DEAD)
-        return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
-
-    def replay(
-        self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False
-    ) -> contract.Moved:
-        return Move(self._link, selection, (contract.PARKED, contract.DEAD), dry_run).replay(queues)
 
     def recover(
         self,

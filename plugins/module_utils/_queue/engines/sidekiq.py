@@ -38,6 +38,7 @@ class SidekiqEngine(PauselessEngine):
     rights = acl_rule("~*")
     reading = _READING
     proof = scripts.PROVE_RIGHTS
+    move = Move
     no_pause = (
         "Sidekiq has no pause: a process that is told to take nothing never takes a task again, and its scheduler "
         "stops too."
@@ -137,22 +138,6 @@ class SidekiqEngine(PauselessEngine):
             for held in self._held(registered(self._link), ())
             if held.queue in queues and held.start
         ]
-
-    def park(
-        self,
-        queues: Sequence[str],
-        selection: contract.Selection,
-        owner: str,
-        reason: str,
-        dry_run: bool = False,
-    ) -> contract.Moved:
-        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING, contract.DEAD)
-        return Move(self._link, selection, allowed, dry_run).park(queues, owner, reason)
-
-    def replay(
-        self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False
-    ) -> contract.Moved:
-        return Move(self._link, selection, (contract.PARKED, contract.DEAD), dry_run).replay(queues)
 
     def recover(
         self,

@@ -20,6 +20,7 @@ from ..._rollout.names import parse_worker_name
 from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities
 from . import _streams_scripts as scripts
+from ._moves import TaskMove
 from ._redis import acl_rule, text
 from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
@@ -58,6 +59,7 @@ class StreamsEngine(PauselessEngine):
     rights = acl_rule("~*")
     reading = _READING
     proof = scripts.PROVE_RIGHTS
+    move = Move
     no_pause = "Redis has no pause for a stream: whoever reads from a group is given what there is."
     none_to_end = "Redis has no pause for a stream, so there is none to end."
     capabilities = Capabilities(
@@ -178,26 +180,12 @@ class StreamsEngine(PauselessEngine):
             for known, task, worker, idle in self._pending(queue)
         ]
 
-    def park(
-        self,
-        queues: Sequence[str],
-        selection: contract.Selection,
-        owner: str,
-        reason: str,
-        dry_run: bool = False,
-    ) -> contract.Moved:
-        # Nothing is ever scheduled or retried, so that those find nothing.
-        allowed = (contract.WAITING, contract.SCHEDULED, contract.RETRYING)
-        move = Move(self._link, selection, allowed, dry_run)
+    def _move(
+        self, queues: Sequence[str], selection: contract.Selection, allowed: Sequence[str], dry_run: bool
+    ) -> TaskMove:
+        found = super()._move(queues, selection, allowed, dry_run)
         self._refuse_shared(queues)
-        return move.park(queues, owner, reason)
-
-    def replay(
-        self, queues: Sequence[str], selection: contract.Selection, dry_run: bool = False
-    ) -> contract.Moved:
-        move = Move(self._link, selection, (contract.PARKED,), dry_run)
-        self._refuse_shared(queues)
-        return move.replay(queues)
+        return found
 
     def recover(
         self,
