@@ -47,6 +47,11 @@ def live_workers(stand: Stand) -> dict[str, dict[str, str]]:
     return found
 
 
+def versions(stand: Stand) -> list[str]:
+    """The versions that run, one for each worker."""
+    return sorted(environment["BACKSTEP_VERSION"] for environment in live_workers(stand).values())
+
+
 def look(stand: Stand, host: str) -> HostEvidence:
     """Look at one host now."""
     root = stand.root(host)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.demo.stand import Stand
+from tests.demo.stand import HOSTS, Stand
 from tools.common import ToolError
 
 _SECONDS = 90.0
@@ -67,6 +67,17 @@ def play(stand: Stand, logs: Path, name: str, playbook: str, **variables: Any) -
                 raise ToolError(f"{playbook} took more than {_SECONDS:.0f} s. See {log.name}")
         status = process.wait(_SECONDS)
     return Played(status, "".join(lines), time.monotonic() - began)
+
+
+def deploy_alone(stand: Stand, logs: Path, version: str, build: str = "letters", **variables: Any) -> Played:
+    """Deploy a version to the first host alone, from one of the builds, without config."""
+    chosen = {
+        "pool_hosts": HOSTS[0],
+        "pool_version": version,
+        "pool_source": {"directory": str(stand.folder / "builds" / build)},
+        "pool_config": [],
+    }
+    return play(stand, logs, f"deploy-{version}", "deploy", **{**chosen, **variables})
 
 
 def _is_said(line: str, before: list[str]) -> bool:

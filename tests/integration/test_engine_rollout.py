@@ -13,9 +13,9 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine, worker_defaults
 
-from tests.demo.evidence import live_workers
-from tests.demo.playbooks import Played, play
-from tests.demo.stand import HOSTS, QUEUE, Stand, a_stand
+from tests.demo.evidence import versions
+from tests.demo.playbooks import Played, deploy_alone
+from tests.demo.stand import QUEUE, Stand, a_stand
 from tests.support.builds import LEDGER_TASKS
 from tests.support.ledger import balance
 from tests.support.servers import wait_for
@@ -42,11 +42,7 @@ def deploy(stand: Stand, folder: Path, version: str, on_timeout: str = "abort", 
     """Deploy a version to one host with two workers, by the engine's own command but for where that is."""
     _program, first, *words = worker_defaults(stand.engine).command
     variables: dict[str, Any] = {
-        "pool_hosts": HOSTS[0],
-        "pool_version": version,
-        "pool_source": {"directory": str(stand.folder / "builds" / "letters")},
         "pool_command": [stand.python, "-m", stand.engine, first, OPTIONS[stand.engine], *words],
-        "pool_config": [],
         "pool_env": {
             "APP": f"{stand.engine}_letters",
             "LEDGER_URL": stand.ledger_url,
@@ -56,12 +52,7 @@ def deploy(stand: Stand, folder: Path, version: str, on_timeout: str = "abort", 
         "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": f"{stand.engine}_letters.check"},
         "pool_drain": {"timeout": SECONDS, "on_timeout": on_timeout},
     }
-    return play(stand, folder, f"deploy-{version}", "deploy", **variables)
-
-
-def versions(stand: Stand) -> list[str]:
-    """The versions that run, one for each worker."""
-    return sorted(environment["BACKSTEP_VERSION"] for environment in live_workers(stand).values())
+    return deploy_alone(stand, folder, version, **variables)
 
 
 def test_a_bad_release_goes_back_and_no_task_is_lost(stand: Stand, tmp_path: Path) -> None:

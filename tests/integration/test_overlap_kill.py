@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.demo.evidence import live_workers
+from tests.demo.evidence import versions
 from tests.demo.playbooks import Played, play
 from tests.demo.stand import QUEUE, Stand, a_stand
 from tests.support.bench import task_id
@@ -64,4 +64,4 @@ def test_a_task_that_was_killed_after_the_run_is_named_and_runs_again(stand: Sta
 
 def _releases(stand: Stand) -> set[str]:
     """The versions that run on any host."""
-    return {environment["BACKSTEP_VERSION"] for environment in live_workers(stand).values()}
+    return set(versions(stand))

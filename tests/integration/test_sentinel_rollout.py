@@ -16,8 +16,8 @@ import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine, worker_defaults
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BrokerUnreachable
 
-from tests.demo.evidence import live_workers
-from tests.demo.playbooks import Played, play
+from tests.demo.evidence import versions
+from tests.demo.playbooks import Played, deploy_alone
 from tests.demo.stand import HOSTS, QUEUE, Stand, a_stand
 from tests.support.bench import SUPPORT, bench_of
 from tests.support.builds import LEDGER_TASKS
@@ -70,18 +70,14 @@ def of_workers(stand: Stand, watch: Watch) -> dict[str, Any]:
 def deploy(stand: Stand, watch: Watch, folder: Path, version: str) -> Played:
     """Deploy a version to one host with two workers, the new ones after the old ones have ended."""
     variables: dict[str, Any] = {
-        "pool_hosts": HOSTS[0],
-        "pool_version": version,
         "pool_broker_url": watch.url,
-        "pool_source": {"directory": str(stand.folder / "builds" / "letters")},
-        "pool_config": [],
         "pool_mode": "replace",
         "pool_health": {"bake": 1, "canary_timeout": 60},
         "pool_drain": {"timeout": 60, "on_timeout": "abort"},
         "pool_confirm_timeout": 200,
         **of_workers(stand, watch),
     }
-    return play(stand, folder, f"deploy-{version}", "deploy", **variables)
+    return deploy_alone(stand, folder, version, **variables)
 
 
 def drains(stand: Stand) -> int:
@@ -113,7 +109,7 @@ def test_a_deploy_whose_drain_loses_its_master_ends_well(stand: Stand, watch: Wa
         rollout.join()
     assert ended[0].status == 0, ended[0].output
     assert HUSH not in first.output + ended[0].output
-    assert {environment["BACKSTEP_VERSION"] for environment in live_workers(stand).values()} == {"2"}
+    assert set(versions(stand)) == {"2"}
     wait_for("everything is done", lambda: producer.finished() == TASKS, SECONDS)
     with open_engine(stand.engine, watch.url, 10.0) as engine:
 

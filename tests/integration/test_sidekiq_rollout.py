@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine, worker_defaults
 
-from tests.demo.evidence import live_workers
-from tests.demo.playbooks import Played, play
-from tests.demo.stand import HOSTS, QUEUE, Stand, a_stand
+from tests.demo.evidence import versions
+from tests.demo.playbooks import Played, deploy_alone
+from tests.demo.stand import QUEUE, Stand, a_stand
 from tests.support.bench import SUPPORT, task_id
 from tests.support.ledger import balance
 from tests.support.servers import wait_for
@@ -40,22 +40,13 @@ def deploy(stand: Stand, folder: Path, version: str, **environment: str) -> Play
     """Deploy a version to one host with two workers, by the engine's own command but without Bundler."""
     _bundle, _exec, *words = worker_defaults("sidekiq").command
     variables: dict[str, Any] = {
-        "pool_hosts": HOSTS[0],
-        "pool_version": version,
-        "pool_source": {"directory": str(stand.folder / "builds" / "letters")},
         "pool_command": words,
-        "pool_config": [],
         "pool_env": {"LEDGER_URL": stand.ledger_url, **environment},
         "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": "LettersCheck"},
         "pool_mode": "replace",
         "pool_drain": {"timeout": 2, "on_timeout": "requeue"},
     }
-    return play(stand, folder, f"deploy-{version}", "deploy", **variables)
-
-
-def versions(stand: Stand) -> list[str]:
-    """The versions that run, one for each worker."""
-    return sorted(environment["BACKSTEP_VERSION"] for environment in live_workers(stand).values())
+    return deploy_alone(stand, folder, version, **variables)
 
 
 def test_a_bad_release_goes_back_and_what_drains_had_to_kill_runs_again(stand: Stand, tmp_path: Path) -> None:
