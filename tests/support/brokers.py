@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -129,7 +130,7 @@ class RabbitBroker(Broker):
         with pika.BlockingConnection(pika.URLParameters(self.amqp_url)) as connection:
             for queue in sorted(self.queues()):
                 channel, messages = connection.channel(), []
-                for _method, properties, body in iter(lambda: channel.basic_get(queue), (None, None, None)):  # noqa: B023
+                for _method, properties, body in iter(partial(channel.basic_get, queue), (None, None, None)):
                     messages.append((vars(properties), body))
                 channel.close()
                 # What it says when no move is under way changes nothing.

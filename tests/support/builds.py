@@ -12,11 +12,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from tests.support.bench import SUPPORT
 from tools.common import CHECKOUT, main
 
 DEMO = CHECKOUT / "tests" / "demo"
 ENGINES = sorted(path.name for path in (DEMO / "engines").iterdir())
-SUPPORT = CHECKOUT / "tests" / "support"
 LEDGER_TASKS = SUPPORT / "ledger_tasks.py"
 # What an app needs besides to keep the ledger, where it isn't in Python.
 _MORE = {"bullmq": "ledger_tasks.cjs", "sidekiq": "sidekiq_app.rb"}

@@ -43,7 +43,7 @@ birth = noted = time.time()
 
 def note(started: float | None = None) -> None:
     """Tell, and know that it is told, what this worker has, since when it executes it, and what it has done."""
-    global noted  # noqa: PLW0603
+    global noted  # noqa: PLW0603  # the whole program is this one worker
     noted = time.time()
     held: list[dict[str, Any]] = [
         {"id": message.message_id, "task": message.type, "queue": consumers[method.consumer_tag], "started": None}
