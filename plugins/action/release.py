@@ -20,7 +20,7 @@ from ansible.plugins.loader import lookup_loader
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_defaults
-from ansible_collections.backstep.workers.plugins.module_utils._queue.url import without_secrets
+from ansible_collections.backstep.workers.plugins.module_utils._queue.url import for_workers, without_secrets
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import RELEASE_OPTIONS, queue_groups, words
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
@@ -125,6 +125,7 @@ class ActionModule(HostAction):
         identity.update({name: value for name, value in sealed.items() if value})
         return {
             **params,
+            "broker_url": for_workers(params["broker_url"]),
             "command": command,
             "config": config,
             "env": environment,

@@ -24,6 +24,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 )
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engines import _amqp_moves as moves
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engines._amqp import AmqpLink
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engines._amqp_messages import parked_queue
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import (
     BadInput,
@@ -134,10 +135,10 @@ def die_before_removing(monkeypatch: pytest.MonkeyPatch, engine: Engine, move: C
     """Have a mover come to its end when it has copied, and not removed yet."""
     note = moves._note
 
-    def die(channel: Any, queue: str, source: str, ids: Any) -> None:
+    def die(channel: Any, queue: str, source: str, targets: Any, ids: Any) -> None:
         if not ids:
             raise _Died
-        note(channel, queue, source, ids)
+        note(channel, queue, source, targets, ids)
 
     with monkeypatch.context() as patched:
         patched.setattr(moves, "_note", die)
@@ -183,7 +184,7 @@ def test_what_was_recorded_as_copied_and_has_no_copy_stays(
     """As after a broker's death in the middle of a transaction, which keeps each of its queues by itself."""
     ids = bench.fill("mail", 3)
     die_before_removing(monkeypatch, engine, lambda: engine.park(QUEUES, ONLY_WAITING, "ana", ""))
-    assert channel.basic_get(moves.parked_queue("mail"), auto_ack=True)[1].message_id == "task-0"
+    assert channel.basic_get(parked_queue("mail"), auto_ack=True)[1].message_id == "task-0"
     assert engine.recover(QUEUES, [], WAITING) == []
     assert (bench.order("mail"), engine.task_ids("mail", PARKED, 10).ids) == (["task-0"], ("task-1", "task-2"))
     engine.park(QUEUES, ONLY_WAITING, "ana", "")
@@ -212,7 +213,7 @@ def test_a_worker_on_two_queues_tells_what_it_has_taken_ahead(engine: Engine, be
     began = bench.enqueue("mail", 1, 60)
     wait_for("it executes", lambda: engine.executing(QUEUES))
     ahead = bench.enqueue("other", 2, 60)
-    wait_for("it has both", lambda: len(engine.executing(["mail", "other"])) == 2)
+    wait_for("it has both", lambda: engine.queue_states(["other"])[0].waiting == 1 and not bench.order("other"))
     bench.kill(name)
     told = engine.recover(["mail", "other"], [name], WAITING)
     assert {(task.id, task.started) for task in told} == {(began, True), (ahead, False)}

@@ -70,6 +70,11 @@ class Bench(ABC):
         self._python = python
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
+    @property
+    def client_url(self) -> str:
+        """The broker's URL as client libraries know it."""
+        return self.url.partition("?management=")[0]
+
     @abstractmethod
     def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
         """Arguments for Python that run a worker, which executes one task at a time and is named ``<prefix>/<pid>``."""

@@ -28,11 +28,11 @@ class Workers(Bench):
 
     def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
         # Without asking its neighbours first, which takes a second of each start.
-        given = ["--concurrency=1", "--loglevel=INFO", "--without-mingle", "--include=backstep_celery", *options]
-        return ["-c", _START, prefix, f"--queues={','.join(queues)}", *given]
+        given = ["--concurrency=1", "--loglevel=INFO", "--without-mingle", f"--include=backstep_{self.engine}"]
+        return ["-c", _START, prefix, f"--queues={','.join(queues)}", *given, *options]
 
     def environment(self) -> dict[str, str]:
-        return {"CELERY_BROKER_URL": self.url, "PYTHONPATH": f"{SUPPORT}:{REPORTERS}"}
+        return {"CELERY_BROKER_URL": self.client_url, "PYTHONPATH": f"{SUPPORT}:{REPORTERS}"}
 
     def is_up(self, name: str, log: str) -> bool:
         return " ready." in log
@@ -41,7 +41,7 @@ class Workers(Bench):
         self.send_many(queue, {known_as: call})
 
     def send_many(self, queue: str, calls: dict[str, Call]) -> None:
-        app = Celery(broker=self.url, set_as_current=False)
+        app = Celery(broker=self.client_url, set_as_current=False)
         with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
             for known_as, call in calls.items():
                 app.send_task(

@@ -26,7 +26,7 @@ class Workers(Bench):
         return ["-c", START, prefix, ",".join(queues), str(_PROGRAM), *options]
 
     def environment(self) -> dict[str, str]:
-        return {"AMQP_URL": self.url}
+        return {"AMQP_URL": self.client_url}
 
     def is_up(self, name: str, log: str) -> bool:
         return "ready" in log
@@ -48,17 +48,22 @@ class Workers(Bench):
         return True  # a worker on one queue, with a prefetch of one, takes nothing ahead
 
     def order(self, queue: str) -> list[str]:
-        with self._connected() as connection:
-            channel = connection.channel()
-            channel.queue_declare(queue, durable=True)
-            found: list[str] = []
-            while True:
-                method, message, _body = channel.basic_get(queue)
-                if method is None:
-                    break
-                found.append(str(message.message_id))
-            channel.close()
-            return found
+        return [str(message.message_id) for message in lying_in(self.client_url, queue)]
 
     def _connected(self) -> pika.BlockingConnection:
-        return pika.BlockingConnection(pika.URLParameters(self.url.partition("?")[0]))
+        return pika.BlockingConnection(pika.URLParameters(self.client_url))
+
+
+def lying_in(url: str, queue: str) -> list[pika.BasicProperties]:
+    """The properties of a queue's messages, the next one first. They are in their places again afterwards."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(queue, durable=True)
+        found: list[pika.BasicProperties] = []
+        while True:
+            method, properties, _body = channel.basic_get(queue)
+            if method is None:
+                break
+            found.append(properties)
+        channel.close()
+        return found

@@ -27,7 +27,7 @@ TASKS = {
 stopping: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
 
-parameters = pika.URLParameters(os.environ["AMQP_URL"].partition("?")[0])
+parameters = pika.URLParameters(os.environ["AMQP_URL"])
 parameters.client_properties = {"connection_name": NAME}
 broker = pika.BlockingConnection(parameters)
 channel = broker.channel()

@@ -82,6 +82,12 @@ def _celery() -> type[Engine]:
     return CeleryEngine
 
 
+def _celery_rabbitmq() -> type[Engine]:
+    from .engines.celery_rabbitmq import CeleryRabbitmqEngine
+
+    return CeleryRabbitmqEngine
+
+
 def _streams() -> type[Engine]:
     from .engines.streams import StreamsEngine
 
@@ -126,6 +132,20 @@ ENGINES = {
             reporter="backstep_celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=3600,
+        ),
+    ),
+    "celery_rabbitmq": _Entry(
+        "pika",
+        _celery_rabbitmq,
+        WorkerDefaults(
+            command=(
+                "{app}/venv/bin/celery", "worker", "--hostname={worker}@%h", "--queues={queues}",
+                "--include=backstep_celery_rabbitmq",
+            ),
+            broker_variable="CELERY_BROKER_URL",
+            reporter="backstep_celery_rabbitmq.py",
+            extends=("PYTHONPATH:{config}/backstep",),
+            again_seconds=1800,
         ),
     ),
     "dramatiq": _Entry(

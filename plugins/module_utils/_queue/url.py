@@ -107,6 +107,11 @@ def _bad(url: str, why: str, example: str = _SENTINEL_EXAMPLE) -> BadInput:
     )
 
 
+def for_workers(url: str) -> str:
+    """The URL as client libraries know it: without the option that only Backstep has, which is RabbitMQ's only one."""
+    return url.partition("?")[0] if urlsplit(url).scheme in ("amqp", "amqps") else url
+
+
 def without_secrets(url: str) -> str:
     """The URL without user, password and query: which broker it is, whoever asks."""
     guarded = _WATCHED.fullmatch(url)

@@ -36,9 +36,6 @@ _FAREWELL_SECONDS = 0.1
 _POLL_SECONDS = 0.02
 _NOT_FOUND, _LOCKED, _NO_RIGHT, _OTHERWISE = 404, 405, 403, 406
 
-Message = tuple[Any, Any, bytes]
-"""What ``basic.get`` gives: how it was delivered, its properties, its body."""
-
 if pika is not None:
     # It tells of every lost connection, on standard error, which is no place for an Ansible module.
     logging.getLogger("pika").addHandler(logging.NullHandler())

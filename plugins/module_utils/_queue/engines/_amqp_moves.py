@@ -5,15 +5,15 @@
 Both are transactions, so that a mover that dies has done one, both or none; and the first one ends only
 when the copies are as safe as the broker makes them, so that nothing is ever in no place. The first also writes into
 ``backstep.moving.<queue>`` what it has copied, and the second crosses that out. What stands there when a mover has died
-is in two places: its copies are not counted, and the next call finishes with it.
+is in two places: it is counted in one of them, and the next call finishes with it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 try:
     import pika
@@ -21,16 +21,16 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
     pika = None  # so that this file can be read without it, as sanity does
 
 from ..._rollout.errors import BrokerRefused
-from ..engine import PARKED, WAITING, Moved, Selection
-from ._amqp import OURS, AmqpLink, Message
-from ._amqp_notes import is_canary
+from ..engine import DEAD, PARKED, WAITING, Moved, Selection
+from ._amqp import OURS, AmqpLink
+from ._amqp_messages import Message, Messages, is_canary, parked_queue
 from ._moves import Tally, check_selection, require_owner
 
 BATCH = 200
 """Smaller than for Redis: a batch is held back from the workers while it is copied."""
-_PARKED, _MOVING = f"{OURS}parked.", f"{OURS}moving."
+_MOVING = f"{OURS}moving."
 _LAST_ONLY = {"x-max-length": 1, "x-overflow": "drop-head"}
-# What a task comes back with. An expiry would go on while it is parked.
+# What a task comes back with, and where to. An expiry would go on while it is parked.
 _KEPT = "backstep-kept"
 
 
@@ -38,17 +38,24 @@ class Unfinished(NamedTuple):
     """A move whose mover died between its two steps."""
 
     source: str
+    targets: tuple[str, ...]
     ids: tuple[str, ...]
 
+    def hidden(self, messages: Messages, queue: str, place: str) -> Collection[str]:
+        """The tasks that are not to be counted in a place of the queue, as they are counted in another."""
+        counted_in_targets = messages.is_inert(self.source, queue)
+        uncounted = (self.source,) if counted_in_targets else self.targets
+        return self.ids if place in uncounted else ()
 
-def parked_queue(queue: str) -> str:
-    """Where the parked tasks of a queue lie."""
-    return f"{_PARKED}{queue}"
 
+class _Copy(NamedTuple):
+    """What a task becomes when it is moved."""
 
-def known_as(message: Message) -> str:
-    """The task's id; "" when its producer gave none. Such a task is counted, and stays where it is."""
-    return str(message[1].message_id or "")
+    target: str
+    properties: Any
+    before: str
+    """The state it is in, and then the one it will be in."""
+    after: str
 
 
 def walk(channel: Any, queue: str, count: int) -> Iterator[Message]:
@@ -66,7 +73,9 @@ def unfinished(link: AmqpLink, queue: str) -> Optional[Unfinished]:
         return None
     with link.locked(""), link.channel() as channel:
         found = [json.loads(body) for _method, _properties, body in walk(channel, f"{_MOVING}{queue}", 10)]
-    return Unfinished(found[-1]["source"], tuple(found[-1]["ids"])) if found and found[-1]["ids"] else None
+    if not found or not found[-1]["ids"]:
+        return None
+    return Unfinished(found[-1]["source"], tuple(found[-1]["targets"]), tuple(found[-1]["ids"]))
 
 
 @contextmanager
@@ -81,39 +90,46 @@ def is_moving(link: AmqpLink, queue: str) -> bool:
     return link.is_locked(f"move.{queue}")
 
 
-def finish(link: AmqpLink, queue: str) -> list[str]:
+def finish(link: AmqpLink, messages: Messages, queue: str) -> list[str]:
     """Remove what was copied already; to be called under the queue's lock.
 
     A transaction is one step for each queue of it only, so a broker that dies may have kept the record and not the
     copies: what has none stays where it is.
 
-    :returns: parked tasks that may run twice: a worker has taken the original of a copy, or the copy of an original.
+    :returns: tasks that may run twice: a worker has taken the original of a copy, or the copy of an original.
     """
     left = unfinished(link, queue)
     if left is None:
         return []
-    target = parked_queue(queue) if left.source == queue else queue
-    with link.channel() as channel:
-        there = {known_as(message) for message in walk(channel, target, link.count(target) or 0)}
+    there: set[str] = set()
+    for target in left.targets:
+        with link.channel() as channel:
+            there.update(messages.id(message) for message in walk(channel, target, link.count(target) or 0))
     copied, removed = there.intersection(left.ids), set[str]()
     with link.channel() as channel:
         channel.tx_select()
         for message in walk(channel, left.source, link.count(left.source) or 0):
-            if known_as(message) in copied - removed:
-                removed.add(known_as(message))
+            if messages.id(message) in copied - removed:
+                removed.add(messages.id(message))
                 channel.basic_ack(message[0].delivery_tag)
-        _note(channel, queue, left.source, [])
+        _note(channel, queue, left.source, (), ())
         channel.tx_commit()
-    twice = copied - removed if left.source == queue else set(left.ids) - copied
+    twice = set() if messages.is_inert(left.source, queue) else copied - removed
+    if not all(messages.is_inert(target, queue) for target in left.targets):
+        twice |= set(left.ids) - copied
     return [known for known in left.ids if known in twice]
 
 
 class Move:
     """One park or replay."""
 
-    def __init__(self, link: AmqpLink, selection: Selection, allowed: Sequence[str], dry_run: bool) -> None:
+    def __init__(
+        self, link: AmqpLink, messages: Messages, selection: Selection, allowed: Sequence[str], dry_run: bool
+    ) -> None:
         check_selection(selection, allowed)
+        messages.check(selection)
         self._link = link
+        self._messages = messages
         self._selection = selection
         self._dry = dry_run
         self._tally = Tally(selection.limit)
@@ -124,24 +140,46 @@ class Move:
         :raises BadInput: ``owner`` is empty.
         """
         require_owner(owner)
-        why = {"owner": owner, "reason": reason}
-        for queue in queues if WAITING in self._selection.states else ():
+        for queue in queues:
+            places = self._messages.places(queue).items()
+            wanted = [place for place, states in places if set(states) & set(self._selection.states)]
             with moving(self._link, queue):
-                self._transfer(queue, queue, parked_queue(queue), (WAITING, PARKED), why)
+                for place in wanted:
+                    self._transfer(queue, place, self._parking(queue, place, {"owner": owner, "reason": reason}))
         return self._tally.result()
+
+    def _parking(self, queue: str, place: str, why: dict[str, str]) -> Callable[[Message], _Copy]:
+        def copy(message: Message) -> _Copy:
+            state = self._messages.state(place, message)
+            kept = {"place": place, "state": state, **why}
+            return _Copy(parked_queue(queue), _parked(message[1], kept), state, PARKED)
+
+        return copy
 
     def replay(self, queues: Sequence[str]) -> Moved:
-        """Put parked tasks behind what waits."""
+        """Put parked tasks behind what waits where they were; dead ones, wherever they are, behind what waits."""
         for queue in queues:
+            dead_place = self._messages.dead_place(queue)
             with moving(self._link, queue):
-                self._transfer(queue, parked_queue(queue), queue, (PARKED, WAITING), None)
+                if PARKED in self._selection.states:
+                    self._transfer(queue, parked_queue(queue), lambda message, queue=queue: _replayed(queue, message))  # type: ignore[misc]  # mypy can't infer a lambda with a default
+                if DEAD in self._selection.states and dead_place:
+                    self._transfer(queue, dead_place, self._to(queue, DEAD, WAITING))
         return self._tally.result()
 
-    def _transfer(
-        self, queue: str, source: str, target: str, states: tuple[str, str], why: Optional[dict[str, str]]
-    ) -> None:
+    def bury(self, queue: str, dead_place: str) -> Moved:
+        """Move what waits to the dead ones."""
+        with moving(self._link, queue):
+            self._transfer(queue, queue, self._to(dead_place, WAITING, DEAD))
+        return self._tally.result()
+
+    @staticmethod
+    def _to(target: str, before: str, after: str) -> Callable[[Message], _Copy]:
+        return lambda message: _Copy(target, message[1], before, after)
+
+    def _transfer(self, queue: str, source: str, copy: Callable[[Message], _Copy]) -> None:
         if not self._dry:
-            finish(self._link, queue)
+            finish(self._link, self._messages, queue)
         left = unfinished(self._link, queue)  # of a dry run: what is only a copy, or has one
         doubled = left.ids if left else ()
         count = self._link.count(source) or 0
@@ -150,51 +188,45 @@ class Move:
             self._link.declare(f"{_MOVING}{queue}", _LAST_ONLY)
         with self._link.channel() as channel:
             returned: list[str] = []
-            channel.add_on_return_callback(lambda _channel, method, *_rest: returned.append(method.reply_text))
+            channel.add_on_return_callback(lambda _channel, method, *_rest: returned.append(method.routing_key))
             channel.tx_select()
-            batch: list[Message] = []
-            for message in walk(channel, source, count):
-                if not self._is_wanted(message) or known_as(message) in doubled:
+            batch: list[tuple[Message, _Copy]] = []
+            for message in walk(channel, source, count) if self._tally.left else ():
+                if not self._is_wanted(message) or self._messages.id(message) in doubled:
                     continue
-                batch.append(message)
+                made = copy(message)
+                if made.before not in (PARKED, *self._selection.states):
+                    continue
+                batch.append((message, made))
                 last = len(batch) >= self._tally.left
                 if last or len(batch) == BATCH:
-                    self._move(channel, queue, source, target, batch, states, why, returned)
+                    self._move(channel, queue, source, batch, returned)
                     batch = []
                 if last:
                     break
             if batch:
-                self._move(channel, queue, source, target, batch, states, why, returned)
+                self._move(channel, queue, source, batch, returned)
 
     def _move(
-        self,
-        channel: Any,
-        queue: str,
-        source: str,
-        target: str,
-        batch: Sequence[Message],
-        states: tuple[str, str],
-        why: Optional[dict[str, str]],
-        returned: list[str],
+        self, channel: Any, queue: str, source: str, batch: Sequence[tuple[Message, _Copy]], returned: list[str]
     ) -> None:
-        ids = [known_as(message) for message in batch]
+        ids = [self._messages.id(message) for message, _copy in batch]
         if not self._dry:
-            for _method, properties, body in batch:
-                copy = _parked(properties, why) if why is not None else _put_back(properties)
-                channel.basic_publish("", target, body, copy, mandatory=True)
-            _note(channel, queue, source, ids)
+            for message, copy in batch:
+                channel.basic_publish("", copy.target, message[2], copy.properties, mandatory=True)
+            _note(channel, queue, source, sorted({copy.target for _message, copy in batch}), ids)
             channel.tx_commit()
             channel.connection.process_data_events(0)
             if returned:
-                self._refuse(channel, queue, source, target)
-            for method, _properties, _body in batch:
-                channel.basic_ack(method.delivery_tag)
-            _note(channel, queue, source, [])
+                self._refuse(channel, queue, source, returned[0])
+            for message, _copy in batch:
+                channel.basic_ack(message[0].delivery_tag)
+            _note(channel, queue, source, (), ())
             channel.tx_commit()
-        self._tally.add(queue, ids, [states[0]] * len(ids), [states[1]] * len(ids))
+        self._tally.add(queue, ids, [copy.before for _message, copy in batch], [copy.after for _message, copy in batch])
 
     def _refuse(self, channel: Any, queue: str, source: str, target: str) -> None:
-        _note(channel, queue, source, [])
+        _note(channel, queue, source, (), ())
         channel.tx_commit()
         raise BrokerRefused(
             f"The queue {target} isn't there any more: the broker returned what was put into it.",
@@ -203,16 +235,16 @@ class Move:
         )
 
     def _is_wanted(self, message: Message) -> bool:
-        known, properties, chosen = known_as(message), message[1], self._selection
+        known, chosen = self._messages.id(message), self._selection
         if not known or is_canary(known):
             return False
         if chosen.ids and known not in chosen.ids:
             return False
-        if chosen.tasks and properties.type not in chosen.tasks:
+        if chosen.tasks and self._messages.task(message) not in chosen.tasks:
             return False
         if chosen.enqueued_after is None and chosen.enqueued_before is None:
             return True
-        at = properties.timestamp
+        at = self._messages.enqueued(message)
         return (
             at is not None
             and (chosen.enqueued_after is None or at > chosen.enqueued_after)
@@ -220,26 +252,27 @@ class Move:
         )
 
 
-def _note(channel: Any, queue: str, source: str, ids: Sequence[str]) -> None:
+def _note(channel: Any, queue: str, source: str, targets: Sequence[str], ids: Sequence[str]) -> None:
     """Write down, when the transaction ends, what has been copied and not removed yet."""
-    body = json.dumps({"source": source, "ids": list(ids)}).encode()
+    body = json.dumps({"source": source, "targets": list(targets), "ids": list(ids)}).encode()
     channel.basic_publish("", f"{_MOVING}{queue}", body, pika.BasicProperties(delivery_mode=2))
 
 
-def _parked(properties: Any, why: dict[str, str]) -> Any:
+def _parked(properties: Any, kept: dict[str, Any]) -> Any:
     """The properties with which a task lies parked, out of its own."""
-    kept = {"expiration": properties.expiration, "delivery_mode": properties.delivery_mode, **why}
+    kept = {"expiration": properties.expiration, "delivery_mode": properties.delivery_mode, **kept}
     properties.headers = {**(properties.headers or {}), _KEPT: json.dumps(kept)}
     properties.expiration = None
     properties.delivery_mode = 2
     return properties
 
 
-def _put_back(properties: Any) -> Any:
-    """A task's own properties, out of those with which it lay parked."""
+def _replayed(queue: str, message: Message) -> _Copy:
+    """A parked task with its own properties, out of those with which it lay parked."""
+    properties = message[1]
     headers = dict(properties.headers or {})
     kept = json.loads(headers.pop(_KEPT, "{}"))
     properties.headers = headers or None
     properties.expiration = kept.get("expiration")
     properties.delivery_mode = kept.get("delivery_mode")
-    return properties
+    return _Copy(kept.get("place", queue), properties, PARKED, kept.get("state", WAITING))

@@ -13,14 +13,26 @@ import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from ..._rollout.errors import BrokerUnreachable
 from ..._rollout.names import parse_worker_name
-from ..engine import CANARY_PREFIX, ExecutingTask, WorkerSeen
+from ..engine import ExecutingTask, WorkerSeen
 from ._amqp import OURS, AmqpLink
+from ._amqp_messages import is_canary
 
 _NOTES, _ALIVE = f"{OURS}worker.", f"{OURS}alive."
+
+
+class Later(NamedTuple):
+    """Tasks of one queue that a worker has taken and that are due later."""
+
+    queue: str
+    state: str
+    """``scheduled`` or ``retrying``."""
+    tasks: int
+    ids: tuple[str, ...]
+    """The first of them."""
 
 
 @dataclass
@@ -37,6 +49,17 @@ class Notes:
     """What it has taken; what has no start was taken ahead."""
     canaries: dict[str, str] = field(default_factory=dict)
     """What became of canaries: ``finished`` or ``failed``, by their ids."""
+    later: list[Later] = field(default_factory=list)
+    """What it has taken that is due later."""
+    loses: tuple[str, ...] = ()
+    """Names of the tasks that are lost with it when it executes them."""
+    acknowledged: frozenset[str] = frozenset()
+    """Ids of what it executes and has acknowledged already: the broker doesn't give it back."""
+
+    @property
+    def begun(self) -> list[ExecutingTask]:
+        """What it executes."""
+        return [task for task in self.held if task.started is not None]
 
 
 class Workers:
@@ -104,6 +127,9 @@ def _parsed(name: str, body: bytes) -> Notes:
             failed=None if failed is None else int(failed),
             held=[_task(name, task) for task in told["held"]],
             canaries={str(known): str(state) for known, state in told.get("canaries", {}).items()},
+            later=[_later(some) for some in told.get("later", ())],
+            loses=tuple(map(str, told.get("loses", ()))),
+            acknowledged=frozenset(str(task["id"]) for task in told["held"] if task.get("acknowledged")),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokerUnreachable(
@@ -123,9 +149,8 @@ def _task(worker: str, told: dict[str, Any]) -> ExecutingTask:
     )
 
 
-def is_canary(known: str) -> bool:
-    """Whether a task's id is one that Backstep has given."""
-    return known.startswith(CANARY_PREFIX)
+def _later(told: dict[str, Any]) -> Later:
+    return Later(str(told["queue"]), str(told["state"]), int(told["tasks"]), tuple(map(str, told["ids"])))
 
 
 def seen(notes: Notes, ignored: Collection[str]) -> WorkerSeen:
@@ -135,17 +160,18 @@ def seen(notes: Notes, ignored: Collection[str]) -> WorkerSeen:
     """
     parsed = parse_worker_name(notes.name)
     counted = [state for known, state in notes.canaries.items() if known not in ignored]
-    current = notes.held[0].id if notes.held else None
+    begun = [task.id for task in notes.begun]
+    real = [known for known in begun if not is_canary(known)]
     return WorkerSeen(
         name=notes.name,
         parsed=parsed,
         queues=notes.queues,
-        state="busy" if current else "idle",
+        state="busy" if begun else "idle" if notes.queues else "suspended",
         pid=notes.pid if notes.pid is not None else parsed.pid if parsed else None,
         hostname=parsed.host if parsed else None,
         birth=notes.birth,
         last_heartbeat=time.time(),
-        current_task=current,
+        current_task=next(iter([*real, *begun]), None),
         finished=notes.finished + counted.count("finished"),
         failed=None if notes.failed is None else notes.failed + counted.count("failed"),
         connected=True,

@@ -98,6 +98,15 @@ def read_held(tag: str, stored: bytes) -> Held:
     )
 
 
+def call_headers(known_as: str, task: str, expires: datetime, seconds: int) -> dict[str, Any]:
+    """The headers of a call without arguments whose result nobody wants; it is cut off after ``seconds``."""
+    return {
+        "lang": "py", "task": task, "id": known_as, "root_id": known_as, "parent_id": None, "group": None, "eta": None,
+        "expires": expires.isoformat(), "retries": 0, "timelimit": [seconds, None], "argsrepr": "()",
+        "kwargsrepr": "{}", "origin": "backstep", "ignore_result": True,
+    }  # fmt: skip
+
+
 def canary(known_as: str, task: str, queue: str, replies: str, now: float, seconds: int) -> str:
     """A call without arguments that reports its end as a message to the list ``replies``, whatever its app's settings.
 
@@ -110,11 +119,8 @@ def canary(known_as: str, task: str, queue: str, replies: str, now: float, secon
         "chain": None,
         "chord": None,
     }
-    headers = {
-        "lang": "py", "task": task, "id": known_as, "root_id": known_as, "parent_id": None, "group": None, "eta": None,
-        "expires": datetime.fromtimestamp(now + seconds, timezone.utc).isoformat(), "retries": 0,
-        "timelimit": [seconds, None], "argsrepr": "()", "kwargsrepr": "{}", "origin": "backstep", "ignore_result": True,
-    }  # fmt: skip
+    expires = datetime.fromtimestamp(now + seconds, timezone.utc)
+    headers = call_headers(known_as, task, expires, seconds)
     return encode([[], {}, callbacks], headers, "", queue, known_as, correlation_id=known_as, reply_to="")
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..._rollout.errors import BadInput
 from ..engine import PARKED, Selection
 from . import _celery_scripts as scripts
 from ._celery_messages import lists
+from ._moves import require_no_times
 from ._redis import RedisLink, text
 from ._redis_moves import BATCH, Batch, RedisMove
 
@@ -23,12 +23,7 @@ class Move(RedisMove):
 
     def __init__(self, link: RedisLink, selection: Selection, allowed: Sequence[str], dry_run: bool) -> None:
         super().__init__(link, selection, allowed, dry_run)
-        if selection.enqueued_after is not None or selection.enqueued_before is not None:
-            raise BadInput(
-                "Celery notes nowhere when a task was enqueued, so tasks can't be selected by that.",
-                left="No task was moved.",
-                next_step="Select them by their names or ids.",
-            )
+        require_no_times(selection, "Celery")
         if PARKED not in selection.states:
             self._want["states"] = dict.fromkeys(selection.states, True)
 

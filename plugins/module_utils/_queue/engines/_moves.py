@@ -66,6 +66,16 @@ def check_selection(selection: Selection, allowed: Sequence[str]) -> None:
         raise BadInput(f"A limit of {selection.limit} selects nothing; give at least 1.", left="No task was moved.")
 
 
+def require_no_times(selection: Selection, engine: str) -> None:
+    """:raises BadInput: it selects by times that this engine's tasks don't have."""
+    if selection.enqueued_after is not None or selection.enqueued_before is not None:
+        raise BadInput(
+            f"{engine} notes nowhere when a task was enqueued, so tasks can't be selected by that.",
+            left="No task was moved.",
+            next_step="Select them by their names or ids.",
+        )
+
+
 class TaskMove(Protocol):
     """One park or replay, of a selection that has been found good."""
 
