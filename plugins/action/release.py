@@ -96,9 +96,9 @@ class ActionModule(HostAction):
         """The module's arguments: everything rendered, and the id that follows from it."""
         defaults = worker_defaults(params["engine"])
         config = [self._rendered(item, variables) for item in params["config"]]
-        if defaults.reporter:
-            text = (_REPORTERS / defaults.reporter).read_text(encoding="utf-8")
-            config.append(_file(f"{_OURS}/{defaults.reporter}", "0640", text))
+        for reporter in defaults.reporters:
+            text = (_REPORTERS / reporter).read_text(encoding="utf-8")
+            config.append(_file(f"{_OURS}/{reporter}", "0640", text))
         environment = {str(name): _plain(name, value) for name, value in params["env"].items()}
         command = params["command"] or list(defaults.command)
         broker = without_secrets(params["broker_url"])

@@ -15,4 +15,4 @@ class Workers(celery_bench.Workers):
     broker = "rabbitmq"
 
     def order(self, queue: str) -> list[str]:
-        return [str((properties.headers or {}).get("id")) for properties in lying_in(self.client_url, queue)]
+        return [str((properties.headers or {}).get("id")) for properties, _body in lying_in(self.client_url, queue)]

@@ -9,6 +9,7 @@ import os
 
 import dramatiq
 import ledger_tasks  # type: ignore[import-not-found]  # beside this file, which is on the workers' path
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from redis.sentinel import Sentinel
 
@@ -16,6 +17,8 @@ if "SENTINEL" in os.environ:
     given = json.loads(os.environ["SENTINEL"])
     sentinels = Sentinel(given["INSTANCES"], socket_timeout=2)
     dramatiq.set_broker(RedisBroker(client=sentinels.master_for(given["MASTER_NAME"], password=given["PASSWORD"])))
+elif os.environ["DRAMATIQ_BROKER_URL"].startswith("amqp"):
+    dramatiq.set_broker(RabbitmqBroker(url=os.environ["DRAMATIQ_BROKER_URL"]))
 else:
     dramatiq.set_broker(RedisBroker(url=os.environ["DRAMATIQ_BROKER_URL"]))
 QUEUES = os.environ["BACKSTEP_QUEUES"].split(",")

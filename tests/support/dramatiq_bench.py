@@ -36,12 +36,12 @@ class Workers(Bench):
         return RedisBroker(url=self.url, middleware=[])
 
     def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
-        given = ["backstep_dramatiq:broker", "--processes=1", "--threads=1", *options, "--queues", *queues]
+        given = [f"backstep_{self.engine}:broker", "--processes=1", "--threads=1", *options, "--queues", *queues]
         return ["-c", _START, prefix, ",".join(queues), *given]
 
     def environment(self) -> dict[str, str]:
         path = f"{SUPPORT}:{REPORTERS}"
-        return {"APP": "dramatiq_app", "DRAMATIQ_BROKER_URL": self.url, "PYTHONPATH": path}
+        return {"APP": "dramatiq_app", "DRAMATIQ_BROKER_URL": self.client_url, "PYTHONPATH": path}
 
     def is_up(self, name: str, log: str) -> bool:
         return "ready for action" in log

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pika
 
@@ -48,22 +49,22 @@ class Workers(Bench):
         return True  # a worker on one queue, with a prefetch of one, takes nothing ahead
 
     def order(self, queue: str) -> list[str]:
-        return [str(message.message_id) for message in lying_in(self.client_url, queue)]
+        return [str(properties.message_id) for properties, _body in lying_in(self.client_url, queue)]
 
     def _connected(self) -> pika.BlockingConnection:
         return pika.BlockingConnection(pika.URLParameters(self.client_url))
 
 
-def lying_in(url: str, queue: str) -> list[pika.BasicProperties]:
-    """The properties of a queue's messages, the next one first. They are in their places again afterwards."""
+def lying_in(url: str, queue: str) -> list[tuple[pika.BasicProperties, bytes]]:
+    """The messages of a queue, the next one first. They are in their places again afterwards."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
-        channel.queue_declare(queue, durable=True)
-        found: list[pika.BasicProperties] = []
-        while True:
-            method, properties, _body = channel.basic_get(queue)
-            if method is None:
-                break
-            found.append(properties)
-        channel.close()
+        found: list[tuple[pika.BasicProperties, bytes]] = []
+        with suppress(pika.exceptions.ChannelClosedByBroker):  # there is no such queue
+            while True:
+                method, properties, body = channel.basic_get(queue)
+                if method is None:
+                    break
+                found.append((properties, body))
+            channel.close()
         return found

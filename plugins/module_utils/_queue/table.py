@@ -43,9 +43,9 @@ class WorkerDefaults(NamedTuple):
     """``{app}``, ``{worker}`` and ``{queues}`` are filled in on the host; ``{queue}`` repeats its item for each."""
     broker_variable: str
     """The environment variable in which the worker expects the broker's URL, which must never be an argument."""
-    reporter: str = ""
-    """The file, of those in ``roles/pool/files/reporters``, that tells of a worker from within. Each release gets it as
-    ``{config}/backstep/<file>``. Empty when the engine's own workers tell enough."""
+    reporters: tuple[str, ...] = ()
+    """The files, of those in ``roles/pool/files/reporters``, that tell of a worker from within. Each release gets them
+    as ``{config}/backstep/<file>``. None when the engine's own workers tell enough."""
     extends: tuple[str, ...] = ()
     """Environment variables that have the worker load the reporter: the name, a separator of one character, and what is
     put before the value that the variable has already."""
@@ -106,10 +106,35 @@ def _dramatiq() -> type[Engine]:
     return DramatiqEngine
 
 
+def _dramatiq_rabbitmq() -> type[Engine]:
+    from .engines.dramatiq_rabbitmq import DramatiqRabbitmqEngine
+
+    return DramatiqRabbitmqEngine
+
+
 def _sidekiq() -> type[Engine]:
     from .engines.sidekiq import SidekiqEngine
 
     return SidekiqEngine
+
+
+def _celery_command(reporter: str) -> tuple[str, ...]:
+    """The app is named by the variable APP. The host in the name tells the processes of two containers apart."""
+    return (
+        "{app}/venv/bin/celery", "worker", "--hostname={worker}@%h", "--queues={queues}", f"--include={reporter}",
+    )  # fmt: skip
+
+
+def _dramatiq_command(reporter: str) -> tuple[str, ...]:
+    """The reporter imports the app's modules, which the variable APP names, and hands on their broker.
+
+    A week: how long tasks may take to end is the drain's to decide, and Dramatiq would cut them off after ten minutes.
+    The queues are last: whatever came after them would be one.
+    """
+    return (
+        "{app}/venv/bin/dramatiq", reporter, "--processes=1", "--worker-shutdown-timeout=604800000",
+        "--queues", "{queues}",
+    )  # fmt: skip
 
 
 ENGINES = {
@@ -122,14 +147,10 @@ ENGINES = {
     "celery": _Entry(
         "redis",
         _celery,
-        # The app is named by the variable APP. The host in the name tells the processes of two containers apart.
         WorkerDefaults(
-            command=(
-                "{app}/venv/bin/celery", "worker", "--hostname={worker}@%h", "--queues={queues}",
-                "--include=backstep_celery",
-            ),
+            command=_celery_command("backstep_celery"),
             broker_variable="CELERY_BROKER_URL",
-            reporter="backstep_celery.py",
+            reporters=("backstep_celery.py",),
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=3600,
         ),
@@ -138,12 +159,9 @@ ENGINES = {
         "pika",
         _celery_rabbitmq,
         WorkerDefaults(
-            command=(
-                "{app}/venv/bin/celery", "worker", "--hostname={worker}@%h", "--queues={queues}",
-                "--include=backstep_celery_rabbitmq",
-            ),
+            command=_celery_command("backstep_celery_rabbitmq"),
             broker_variable="CELERY_BROKER_URL",
-            reporter="backstep_celery_rabbitmq.py",
+            reporters=("backstep_celery_rabbitmq.py",),
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=1800,
         ),
@@ -151,18 +169,24 @@ ENGINES = {
     "dramatiq": _Entry(
         "redis",
         _dramatiq,
-        # The reporter imports the app's modules, which the variable APP names, and hands on their broker. A week: how
-        # long tasks may take to end is the drain's to decide, and Dramatiq would cut them off after ten minutes. The
-        # queues are last: whatever came after them would be one.
         WorkerDefaults(
-            command=(
-                "{app}/venv/bin/dramatiq", "backstep_dramatiq:broker", "--processes=1",
-                "--worker-shutdown-timeout=604800000", "--queues", "{queues}",
-            ),
+            command=_dramatiq_command("backstep_dramatiq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
-            reporter="backstep_dramatiq.py",
+            reporters=("backstep_dramatiq.py", "backstep_dramatiq_app.py"),
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
+        ),
+    ),
+    "dramatiq_rabbitmq": _Entry(
+        "pika",
+        _dramatiq_rabbitmq,
+        WorkerDefaults(
+            command=_dramatiq_command("backstep_dramatiq_rabbitmq:broker"),
+            broker_variable="DRAMATIQ_BROKER_URL",
+            reporters=("backstep_dramatiq_rabbitmq.py", "backstep_dramatiq_app.py"),
+            extends=("PYTHONPATH:{config}/backstep",),
+            stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
+            again_seconds=1800,
         ),
     ),
     "rabbitmq": _Entry(
@@ -183,7 +207,7 @@ ENGINES = {
         WorkerDefaults(
             command=("bundle", "exec", "sidekiq", "--timeout=604800", "--queue={queue}"),
             broker_variable="REDIS_URL",
-            reporter="backstep_sidekiq.rb",
+            reporters=("backstep_sidekiq.rb",),
             extends=("RUBYOPT -r{config}/backstep/backstep_sidekiq.rb",),
             stop=StopOption(("--timeout", "-t"), default=25),
         ),

@@ -56,6 +56,8 @@ class AmqpEngine(Pauseless, Moving):
         self._sent: dict[str, str] = {}
         """Canaries that are under way, and the queues into which they were put."""
         self._withdrawn: set[str] = set()
+        self._failed: set[str] = set()
+        """Canaries of which some engines keep a dead task."""
         self._missed: dict[str, float] = {}
         """Canaries, and since when they are seen nowhere."""
 
@@ -264,6 +266,8 @@ class AmqpEngine(Pauseless, Moving):
     def _outcome(self, known: str, living: Sequence[Notes], left_queue: bool) -> contract.CanaryOutcome:
         for notes in living:
             if known in notes.canaries:
+                if notes.canaries[known] == "failed":
+                    self._failed.add(known)
                 return contract.CanaryOutcome(known, notes.canaries[known], notes.name)
             if known in [task.id for task in notes.begun]:
                 return contract.CanaryOutcome(known, contract.EXECUTING, notes.name)
@@ -280,17 +284,26 @@ class AmqpEngine(Pauseless, Moving):
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         """One that still waits can't be taken out of the middle of a queue: it expires, and changes nothing if not."""
         self._withdrawn.update(ids)
-        wanted = set(ids)
-        with self._link.locked(f"queue.{queue}"), self._link.channel() as channel:
+        with self._link.locked(f"queue.{queue}"):
             # What is in front of others is real work, and left alone; an idle worker's queue holds canaries only.
-            for message in moves.walk(channel, queue, self._link.count(queue) or 0):
-                if not is_canary(self.messages.id(message)):
-                    break
-                if self.messages.id(message) in wanted:
-                    channel.basic_ack(message[0].delivery_tag)
+            self._remove(queue, ids, only_first=True)
+            dead_place = self.messages.dead_place(queue)
+            if dead_place and self._failed.intersection(ids):
+                self._remove(dead_place, ids, only_first=False)
+        self._failed.difference_update(ids)
         for known in ids:
             self._sent.pop(known, None)
             self._missed.pop(known, None)
+
+    def _remove(self, place: str, ids: Sequence[str], only_first: bool) -> None:
+        """Take these canaries out of a queue; those that have only canaries before them, where ``only_first``."""
+        with self._link.channel() as channel:
+            for message in moves.walk(channel, place, self._link.count(place) or 0):
+                known = self.messages.id(message)
+                if only_first and not is_canary(known):
+                    break
+                if known in ids:
+                    channel.basic_ack(message[0].delivery_tag)
 
 
 def _expires(known: str) -> float:

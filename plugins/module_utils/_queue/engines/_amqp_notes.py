@@ -4,14 +4,15 @@
 
 A worker's notes are the one message of the queue ``backstep.worker.<name>`` (JSON), which a new message replaces
 (``x-max-length`` 1). It lives for as long as the queue ``backstep.alive.<name>`` is there, which is its connection's
-own: the broker removes that in the moment in which it sees the connection end. The notes stay.
+own: the broker removes that in the moment in which it sees the connection end. The notes stay. Where several processes
+are one worker, each has such queues, with ``#`` and something of its own behind the name.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
@@ -56,6 +57,18 @@ class Notes:
     acknowledged: frozenset[str] = frozenset()
     """Ids of what it executes and has acknowledged already: the broker doesn't give it back."""
 
+    def add(self, other: Notes) -> None:
+        """Put another process's notes to these."""
+        self.queues = tuple(dict.fromkeys((*self.queues, *other.queues)))
+        self.birth = min(filter(None, (self.birth, other.birth)), default=None)
+        self.finished += other.finished
+        self.failed = None if self.failed is None or other.failed is None else self.failed + other.failed
+        self.held += other.held
+        self.later += other.later
+        self.canaries.update(other.canaries)
+        self.loses += other.loses
+        self.acknowledged |= other.acknowledged
+
     @property
     def begun(self) -> list[ExecutingTask]:
         """What it executes."""
@@ -80,27 +93,33 @@ class Workers:
                 left="What they execute is unknown, and nothing is concluded from that.",
                 next_step="See that they keep the convention in docs/engines.md, and that nobody empties their queues.",
             )
-        return [notes for _name, notes in found if notes is not None]
+        return _by_worker(notes for _name, notes in found if notes is not None)
 
     def gone(self, names: Collection[str]) -> list[Notes]:
         """The notes that dead workers have left, of these names."""
-        queues = self._link.management.queues()
+        left = self._of(names, _NOTES)
         with self._link.locked(""):
-            found = [self._read(name) for name in sorted(names) if f"{_NOTES}{name}" in queues]
-        return [notes for notes in found if notes is not None]
+            found = [self._read(name) for name in sorted(left)]
+        return _by_worker(notes for notes in found if notes is not None)
 
     def are_alive(self, names: Collection[str]) -> bool:
         """Whether the broker still has a connection of one of them."""
-        return bool(self._alive() & set(names))
+        return bool(self._of(names, _ALIVE))
 
     def forget(self, names: Collection[str]) -> None:
         """Delete the notes of dead workers."""
-        for name in sorted(set(names) - self._alive()):
+        for name in sorted(self._of(names, _NOTES) - self._alive()):
             self._link.delete(f"{_NOTES}{name}")
 
     def _alive(self) -> set[str]:
+        """The processes that live."""
         queues = self._link.management.queues()
         return {queue[len(_ALIVE) :] for queue, own in queues.items() if own and queue.startswith(_ALIVE)}
+
+    def _of(self, names: Collection[str], kind: str) -> set[str]:
+        """The processes of these workers that have a queue of this kind."""
+        found = (queue[len(kind) :] for queue in self._link.management.queues() if queue.startswith(kind))
+        return {process for process in found if _worker_of(process) in names}
 
     def _read(self, name: str) -> Optional[Notes]:
         if not self._link.count(f"{_NOTES}{name}"):
@@ -114,7 +133,22 @@ class Workers:
                 last = body
 
 
-def _parsed(name: str, body: bytes) -> Notes:
+def _worker_of(process: str) -> str:
+    return process.partition("#")[0]
+
+
+def _by_worker(processes: Iterable[Notes]) -> list[Notes]:
+    """The notes of workers, out of those of their processes."""
+    found: dict[str, Notes] = {}
+    for notes in processes:
+        there = found.setdefault(notes.name, notes)
+        if there is not notes:
+            there.add(notes)
+    return list(found.values())
+
+
+def _parsed(process: str, body: bytes) -> Notes:
+    name = _worker_of(process)
     try:
         told = json.loads(body)
         failed = told.get("failed")

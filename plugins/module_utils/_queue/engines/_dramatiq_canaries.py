@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 
 from ..engine import CANARY_PREFIX, CanaryOutcome
+from ._dramatiq_messages import canary
 from ._redis import RedisLink, text
 from ._redis_moves import BATCH
 
@@ -65,30 +65,11 @@ def send(link: RedisLink, queue: str, task: str, count: int, seconds: int) -> li
     """As ``Engine.send_canary``."""
     ids = [f"{CANARY_PREFIX}{uuid.uuid4().hex}" for _number in range(count)]
     now = float(link.ask("TIME")[0])
-    messages = [_message(known_as, task, queue, now, seconds) for known_as in ids]
+    messages = [canary(known_as, task, queue, now, seconds, redis_message_id=known_as) for known_as in ids]
     link.run(_SEND, queue, seconds, *[part for pair in zip(ids, messages) for part in pair])
     return ids
 
 
-def _message(known_as: str, task: str, queue: str, now: float, seconds: int) -> str:
-    """A call without arguments as Dramatiq writes it. It is not tried again, and not begun once it has run out."""
-    return json.dumps(
-        {
-            "queue_name": queue,
-            "actor_name": task,
-            "args": [],
-            "kwargs": {},
-            "options": {
-                "redis_message_id": known_as,
-                "max_retries": 0,
-                "time_limit": seconds * 1000,
-                "backstep_expires": now + seconds,
-            },
-            "message_id": known_as,
-            "message_timestamp": int(now * 1000),
-        },
-        separators=(",", ":"),
-    )
 
 
 def outcomes(link: RedisLink, ids: Sequence[str]) -> list[CanaryOutcome]:

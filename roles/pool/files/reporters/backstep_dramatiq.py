@@ -23,27 +23,20 @@ logged once and left out. Without BACKSTEP_WORKER nothing is written. Python 3.9
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import socket
 import threading
 import time
-from functools import reduce
 from typing import Any
 
-import dramatiq
 import redis
-from dramatiq.errors import RateLimitExceeded, Retry
-from dramatiq.middleware import Middleware, SkipMessage
+from backstep_dramatiq_app import CANARY_IDS, Watcher, declare_canary, load_app, queues_of
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ConnectionRetry
 
-CANARY = "backstep_canary"
-_CANARY_IDS = "backstep-canary-"
 _NAMESPACE = "dramatiq"
-_SKIPPED = "skipped"
 _BEAT_SECONDS = 2.0
 _KEPT_SECONDS = 86400
 _ANSWER_SECONDS = 1.0
@@ -135,20 +128,6 @@ end
 )
 
 
-def load_app(named: str) -> Any:
-    """The broker of the modules that are named, found as ``dramatiq`` itself finds it."""
-    first, *more = named.split() or [""]
-    module, _colon, path = first.partition(":")
-    found = importlib.import_module(module) if module else None
-    if path:
-        found = reduce(getattr, path.split("."), found)
-        if callable(found):
-            found()
-    for name in more:
-        importlib.import_module(name)
-    return found if isinstance(found, dramatiq.Broker) else dramatiq.get_broker()
-
-
 def _client(broker: Any) -> Any:
     """A client to the broker's Redis that doesn't wait long."""
     theirs = broker.client
@@ -188,7 +167,7 @@ class Notes:
     def begin(self, message: Any) -> None:
         """Note that a message begins to be executed."""
         known_as = str(message.message_id)
-        canary = known_as if known_as.startswith(_CANARY_IDS) else ""
+        canary = known_as if known_as.startswith(CANARY_IDS) else ""
         redis_id = str(message.options["redis_message_id"])
         facts = [json.dumps([known_as, str(message.actor_name)]), canary]
         with self._lock:
@@ -201,7 +180,7 @@ class Notes:
         :param outcome: ``finished``, ``failed``, or "" where it is neither.
         """
         known_as = str(message.message_id)
-        canary = known_as if known_as.startswith(_CANARY_IDS) and outcome else ""
+        canary = known_as if known_as.startswith(CANARY_IDS) and outcome else ""
         redis_id = str(message.options["redis_message_id"])
         with self._lock:
             self._executing.pop(redis_id, None)
@@ -255,14 +234,13 @@ class Notes:
         return True
 
 
-class Reporter(Middleware):
+class Reporter(Watcher):
     """Listens to the broker of one worker process."""
 
     def __init__(self, worker: str) -> None:
+        super().__init__()
         self._name = worker
         self._notes: Notes | None = None
-        self._outcomes: dict[str, str] = {}
-        """By Redis id, of messages that were begun or skipped and aren't acknowledged yet; "" from the beginning on."""
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._up = False
@@ -270,7 +248,7 @@ class Reporter(Middleware):
 
     def before_worker_boot(self, broker: Any, worker: Any) -> None:
         """Be known before the first message is taken."""
-        _declare_canary(broker)
+        declare_canary(broker)
         self._notes = Notes(_client(broker), broker.broker_id, self._name)
         self._notes.beat(self._fields(broker, worker))
 
@@ -284,39 +262,19 @@ class Reporter(Middleware):
         if self._thread:
             self._thread.join(3 * _ANSWER_SECONDS)
         if self._notes:
-            self._notes.leave(_queues(broker, worker))
+            self._notes.leave(queues_of(broker, worker))
 
-    def before_process_message(self, broker: Any, message: Any) -> None:
-        redis_id = message.options.get("redis_message_id")
-        if self._notes is None or redis_id is None:
-            return
-        if message.options.get("backstep_expires", float("inf")) < time.time():
-            raise SkipMessage("This canary has run out.")
-        self._outcomes[redis_id] = ""
+    def key(self, message: Any) -> Any:
+        return message.options.get("redis_message_id") if self._notes else None
+
+    def begun(self, message: Any) -> None:
         self._eager_until = 0.0
-        self._notes.begin(message)
+        if self._notes:
+            self._notes.begin(message)
 
-    def after_process_message(
-        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        redis_id = message.options.get("redis_message_id")
-        if redis_id in self._outcomes and not isinstance(exception, (Retry, RateLimitExceeded)):
-            self._outcomes[redis_id] = "finished" if exception is None else "failed"
-
-    def after_skip_message(self, broker: Any, message: Any) -> None:
-        self._outcomes[message.options.get("redis_message_id")] = _SKIPPED
-
-    def after_ack(self, broker: Any, message: Any) -> None:
-        redis_id = message.options.get("redis_message_id")
-        if self._notes is not None and redis_id in self._outcomes:
-            outcome = self._outcomes.pop(redis_id)
-            self._notes.end(message, "" if outcome == _SKIPPED else outcome)
-
-    def after_nack(self, broker: Any, message: Any) -> None:
-        # Also what was never begun: this process doesn't know its actor.
-        redis_id = message.options.get("redis_message_id")
-        if self._notes is not None and redis_id is not None:
-            self._notes.end(message, "" if self._outcomes.pop(redis_id, "") == _SKIPPED else "failed")
+    def ended(self, message: Any, outcome: str) -> None:
+        if self._notes:
+            self._notes.end(message, outcome)
 
     def _beat(self, broker: Any, worker: Any) -> None:
         beats_at, pace = 0.0, worker.worker_timeout
@@ -336,19 +294,11 @@ class Reporter(Middleware):
             "worker": self._name,
             "pid": pid if pid.isdecimal() else os.getppid(),
             "hostname": socket.gethostname(),
-            "queues": ",".join(_queues(broker, worker)),
+            "queues": ",".join(queues_of(broker, worker)),
             "threads": worker.worker_threads,
             "timeout": broker.heartbeat_timeout,
             "up": int(self._up),
         }
-
-
-def _queues(broker: Any, worker: Any) -> list[str]:
-    """The queues that the process consumes, in the order in which its host names them."""
-    declared = broker.get_declared_queues()
-    consumed = declared & worker.consumer_whitelist if worker.consumer_whitelist else declared
-    named = os.environ.get("BACKSTEP_QUEUES", "").split(",")
-    return sorted(consumed, key=lambda queue: (named.index(queue) if queue in named else len(named), queue))
 
 
 def _set_pace(worker: Any, milliseconds: int) -> None:
@@ -356,16 +306,6 @@ def _set_pace(worker: Any, milliseconds: int) -> None:
     for thread in list(worker.consumers.values()):
         if hasattr(thread.consumer, "timeout"):
             thread.consumer.timeout = milliseconds
-
-
-def _declare_canary(broker: Any) -> None:
-    """Declare an actor that does nothing, on a queue that the app has, so that none is consumed because of it."""
-    queues = sorted(broker.get_declared_queues())
-    if queues and CANARY not in broker.actors:
-        # Before whatever else its process has taken.
-        dramatiq.Actor(
-            lambda: None, broker=broker, actor_name=CANARY, queue_name=queues[0], priority=-(10**6), options={}
-        )
 
 
 def watch(broker: Any, worker: str) -> None:
