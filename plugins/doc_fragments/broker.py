@@ -13,7 +13,7 @@ options:
   engine:
     description:
       - The queue library. This version knows V(bullmq), V(celery), V(dramatiq), V(rq), V(sidekiq) and V(streams), all
-        on Redis, and V(rabbitmq).
+        on Redis, and V(celery_rabbitmq), V(dramatiq_rabbitmq) and V(rabbitmq) on RabbitMQ.
     type: str
     required: true
   broker_url:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the demo runs on: a Redis server and three local hosts, all below one directory that everybody can read.
+"""What the demo runs on: a Redis server, for some engines a RabbitMQ node too, and three local hosts.
 
 Everything carries the directory's name in its environment, so that nothing outlives the demo, whoever started it.
 """
@@ -28,7 +28,7 @@ from tests.support.bench import Bench, bench_of
 from tests.support.builds import DEMO, GOOD, put_together
 from tests.support.environment import WHEELHOUSE, ansible_environment
 from tests.support.local_hosts import LocalHost, end_marked
-from tests.support.servers import free_port
+from tests.support.servers import free_port, rabbitmq_server
 from tools.common import ToolError, run, wait_for
 from tools.node import MODULES
 
@@ -42,17 +42,23 @@ REPORTS = "demo:reports"
 _START_SECONDS = 15.0
 _STOP_SECONDS = 10.0
 # What a worker imports as it starts.
+_CELERY = ("amqp", "billiard", "celery", "click", "dateutil", "kombu", "prompt_toolkit", "redis", "vine")
 _IMPORTED = {
     "bullmq": ("redis",),
-    "celery": ("amqp", "billiard", "celery", "click", "dateutil", "kombu", "prompt_toolkit", "redis", "vine"),
+    "celery": _CELERY,
+    "celery_rabbitmq": _CELERY,
     "dramatiq": ("dramatiq", "redis"),
+    "dramatiq_rabbitmq": ("dramatiq", "pika", "redis"),
     "rabbitmq": ("pika", "redis"),
     "rq": ("click", "croniter", "dateutil", "redis", "rq"),
     "sidekiq": ("redis",),
     "streams": ("redis",),
 }
 # What a worker is besides Python.
-_RUNTIMES = {"bullmq": "node", "sidekiq": "sidekiq"}
+_RUNTIMES = {
+    "bullmq": "node", "celery_rabbitmq": "rabbitmq-server", "dramatiq_rabbitmq": "rabbitmq-server",
+    "rabbitmq": "rabbitmq-server", "sidekiq": "sidekiq",
+}  # fmt: skip
 # Debian's account for what owns no files.
 _UNPRIVILEGED = "nobody"
 
@@ -68,11 +74,13 @@ class Stand:
     python: str
     """The workers' interpreter."""
     engine: str = "rq"
+    rabbitmq_url: str = ""
+    """Of a node of its own, where the engine runs on one."""
 
     @property
     def broker_url(self) -> str:
         """The pool's broker."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.rabbitmq_url or f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def ledger_url(self) -> str:
@@ -82,7 +90,7 @@ class Stand:
     @property
     def bench(self) -> Bench:
         """What enqueues tasks."""
-        return bench_of(self.engine)(self.broker_url)
+        return bench_of(self.engine)(self.broker_url, ledger_url=self.ledger_url)
 
     @property
     def libraries(self) -> Path:
@@ -147,7 +155,8 @@ def a_stand(engine: str = "rq") -> Iterator[Stand]:
         # At the very end whatever the hosts and Ansible have started, and is still there.
         undo.callback(end_marked, MARK, folder)
         folder.chmod(0o755)
-        stand = Stand(folder, free_port(), _worker_user(), _worker_python(), engine)
+        rabbitmq_url = undo.enter_context(_rabbitmq(folder)) if bench_of(engine).broker == "rabbitmq" else ""
+        stand = Stand(folder, free_port(), _worker_user(), _worker_python(), engine, rabbitmq_url)
         stand.temporary.mkdir()
         stand.temporary.chmod(0o1777)
         redis_server = _start_redis(stand)
@@ -190,6 +199,13 @@ def _start_redis(stand: Stand) -> subprocess.Popen[bytes]:
             ["redis-server", *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder,
             env=stand.environment(), start_new_session=True,
         )  # fmt: skip
+
+
+@contextmanager
+def _rabbitmq(folder: Path) -> Iterator[str]:
+    (folder / "rabbitmq").mkdir()
+    with rabbitmq_server(folder / "rabbitmq") as url:
+        yield url
 
 
 def _unpack_libraries(stand: Stand) -> None:

@@ -16,7 +16,9 @@ from tests.support.bench import SUPPORT
 from tools.common import CHECKOUT, main
 
 DEMO = CHECKOUT / "tests" / "demo"
-ENGINES = sorted(path.name for path in (DEMO / "engines").iterdir())
+# Engines whose app is another one's: it looks at the broker's URL.
+_SAME_APP = {"celery_rabbitmq": "celery", "dramatiq_rabbitmq": "dramatiq"}
+ENGINES = sorted([*(path.name for path in (DEMO / "engines").iterdir()), *_SAME_APP])
 LEDGER_TASKS = SUPPORT / "ledger_tasks.py"
 # What an app needs besides to keep the ledger, where it isn't in Python.
 _MORE = {"bullmq": "ledger_tasks.cjs", "sidekiq": "sidekiq_app.rb"}
@@ -27,7 +29,7 @@ BAD_KINDS = ("crash", "crash-later", "failing-tasks", "wrong-queue", "never-cons
 def put_together(target: Path, engine: str, kind: str = GOOD) -> Path:
     """Make the folder ``target`` a build: the good app, with the files of a bad kind in place of its own."""
     shutil.rmtree(target, ignore_errors=True)
-    for part in (DEMO / "app", DEMO / "engines" / engine):
+    for part in (DEMO / "app", DEMO / "engines" / _SAME_APP.get(engine, engine)):
         shutil.copytree(part, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     for name in filter(None, (LEDGER_TASKS.name, _MORE.get(engine))):
         shutil.copy(SUPPORT / name, target)

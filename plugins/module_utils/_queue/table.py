@@ -232,6 +232,19 @@ def _entry(name: str) -> _Entry:
     return entry
 
 
+def _require_its_broker(name: str, url: str) -> None:
+    """Refuse a URL of the other broker, of those libraries that run on both."""
+    suffix = "_rabbitmq"
+    is_rabbit = url.lower().startswith(("amqp://", "amqps://"))
+    other = name[: -len(suffix)] if name.endswith(suffix) else f"{name}{suffix}"
+    if other in ENGINES and is_rabbit == other.endswith(suffix):
+        raise BadInput(
+            f"The broker URL is one of {'RabbitMQ' if is_rabbit else 'Redis'}, and '{name}' isn't the engine for that.",
+            left="Nothing was changed.",
+            next_step=f"Set pool_engine (engine) to {other}.",
+        )
+
+
 def worker_defaults(name: str) -> WorkerDefaults:
     """How an engine's workers are started by default; needs no client library.
 
@@ -278,6 +291,7 @@ def open_engine(name: str, url: str, timeout: float) -> Engine:
     :raises BadInput: the engine is unknown, its client library is missing, or the URL can't be used.
     """
     entry = _entry(name)
+    _require_its_broker(name, url)
     try:
         importlib.import_module(entry.package)
     except ImportError as error:

@@ -12,8 +12,10 @@ from celery import Celery
 from celery.signals import worker_ready
 
 RETRY_SECONDS = 3
+BROKER_URL = os.environ["CELERY_BROKER_URL"]
+REPORTER = "backstep_celery_rabbitmq" if BROKER_URL.startswith("amqp") else "backstep_celery"
 
-app = Celery("letters", broker=os.environ["CELERY_BROKER_URL"])
+app = Celery("letters", broker=BROKER_URL)
 app.conf.task_acks_late = True
 app.conf.task_reject_on_worker_lost = True
 app.conf.worker_prefetch_multiplier = 1
@@ -28,7 +30,7 @@ def work(name: str, queues: list[str], takes_tasks: bool) -> None:
     if not takes_tasks:
         worker_ready.connect(_turn_away, weak=False)
     words = [f"--hostname={name}@%h", f"--queues={','.join(queues)}", "--concurrency=1", "--without-mingle"]
-    app.worker_main(["worker", "--loglevel=INFO", "--include=backstep_celery", *words])
+    app.worker_main(["worker", "--loglevel=INFO", f"--include={REPORTER}", *words])
 
 
 def _turn_away(sender: Any, **_told: Any) -> None:

@@ -10,14 +10,22 @@ from typing import Any
 
 import dramatiq
 import letters  # type: ignore[import-not-found]  # stands beside this file in a release
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.cli import main
 
+BROKER_URL = os.environ["DRAMATIQ_BROKER_URL"]
+if BROKER_URL.startswith("amqp"):
+    from dramatiq.brokers.rabbitmq import RabbitmqBroker as Broker
+
+    REPORTER = "backstep_dramatiq_rabbitmq"
+else:
+    from dramatiq.brokers.redis import RedisBroker as Broker
+
+    REPORTER = "backstep_dramatiq"
 RETRY_MILLISECONDS = 3000
 _DEAF = "LETTERS_DEAF"
 
 
-class DeafBroker(RedisBroker):
+class DeafBroker(Broker):
     """Gives out nothing."""
 
     def consume(self, *arguments: Any, **options: Any) -> Any:
@@ -27,8 +35,7 @@ class DeafBroker(RedisBroker):
         return consumer
 
 
-broker = (DeafBroker if os.environ.get(_DEAF) else RedisBroker)(url=os.environ["DRAMATIQ_BROKER_URL"])
-dramatiq.set_broker(broker)
+dramatiq.set_broker((DeafBroker if os.environ.get(_DEAF) else Broker)(url=BROKER_URL))
 retry = {"min_backoff": RETRY_MILLISECONDS, "max_backoff": RETRY_MILLISECONDS}
 dramatiq.actor(actor_name="letters.send", queue_name="letters", **retry)(letters.send)
 
@@ -40,5 +47,5 @@ def work(name: str, queues: list[str], takes_tasks: bool) -> None:
         os.environ[_DEAF] = "1"
     # Spawned, it imports this anew, and sees the variables; forked, it would go on with what is imported here.
     options = ["--use-spawn", "--processes=1", "--threads=1"]
-    sys.argv = ["dramatiq", "backstep_dramatiq:broker", *options, "--queues", *queues]
+    sys.argv = ["dramatiq", f"{REPORTER}:broker", *options, "--queues", *queues]
     sys.exit(main())
