@@ -18,10 +18,13 @@ def pool() -> Pool:
     """The pool of three worker hosts, and the host with its broker."""
     group = f"{os.environ['BACKSTEP_HOSTS']}-{os.environ['MOLECULE_SCENARIO_NAME']}"
     broker = Host(f"{group}-broker", group)
+    address, engines_own = broker.address(), os.environ.get("BACKSTEP_BROKER", "")
+    redis_url = f"redis://:hush-broker@{address}:6379/0"
     return Pool(
         inventory=Path(os.environ["MOLECULE_INVENTORY_FILE"]),
         workers=tuple(Host(f"{group}-w{number}", group) for number in (1, 2, 3)),
         broker=broker,
-        broker_url=f"redis://:hush-broker@{broker.address()}:6379/0",
+        broker_url=engines_own.format(address) or redis_url,
         engine=os.environ.get("BACKSTEP_ENGINE", "rq"),
+        redis_url=redis_url,
     )

@@ -21,35 +21,42 @@ from tests.support.ledger import balance
 from tests.support.servers import wait_for
 
 APPS = Path(__file__).resolve().parent / "files"
-# By engine, what has a worker execute one task at a time; the second word of its command.
+# By library, what has a worker execute one task at a time; the second word of its command.
 OPTIONS = {"celery": "--concurrency=1", "dramatiq": "--threads=1"}
+ENGINES = ("celery", "celery_rabbitmq", "dramatiq", "dramatiq_rabbitmq")
 SECONDS = 60.0
 TASKS = 40
 
 
-@pytest.fixture(params=sorted(OPTIONS))
+def library_of(engine: str) -> str:
+    """The Python package of an engine, whatever broker it is on."""
+    return engine.partition("_")[0]
+
+
+@pytest.fixture(params=ENGINES)
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     """A broker, hosts, and a build of the app."""
     with a_stand(request.param) as started:
         build = started.folder / "builds" / "letters"
         build.mkdir(parents=True)
-        for path in (APPS / f"{request.param}_letters.py", LEDGER_TASKS):
+        for path in (APPS / f"{library_of(request.param)}_letters.py", LEDGER_TASKS):
             shutil.copy(path, build)
         yield started
 
 
 def deploy(stand: Stand, folder: Path, version: str, on_timeout: str = "abort", **environment: str) -> Played:
     """Deploy a version to one host with two workers, by the engine's own command but for where that is."""
+    library = library_of(stand.engine)
     _program, first, *words = worker_defaults(stand.engine).command
     variables: dict[str, Any] = {
-        "pool_command": [stand.python, "-m", stand.engine, first, OPTIONS[stand.engine], *words],
+        "pool_command": [stand.python, "-m", library, first, OPTIONS[library], *words],
         "pool_env": {
-            "APP": f"{stand.engine}_letters",
+            "APP": f"{library}_letters",
             "LEDGER_URL": stand.ledger_url,
             "PYTHONPATH": str(stand.libraries),
             **environment,
         },
-        "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": f"{stand.engine}_letters.check"},
+        "pool_health": {"bake": 1, "canary_timeout": 30, "canary_task": f"{library}_letters.check"},
         "pool_drain": {"timeout": SECONDS, "on_timeout": on_timeout},
     }
     return deploy_alone(stand, folder, version, **variables)

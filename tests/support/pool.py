@@ -91,7 +91,7 @@ class View:
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool and how to reach it. ``broker`` is the host with Redis."""
+    """A pool and how to reach it. ``broker`` is the host with Redis, and with RabbitMQ where that is the broker."""
 
     inventory: Path
     workers: tuple[Host, ...]
@@ -100,6 +100,8 @@ class Pool:
     name: str = "letters"
     processes: int = 2
     engine: str = "rq"
+    redis_url: str = ""
+    """Of what keeps the ledger, where the broker is another one."""
 
     @property
     def root(self) -> str:
@@ -109,12 +111,12 @@ class Pool:
     @property
     def ledger_url(self) -> str:
         """Where the tasks note what they do, out of the queues' way."""
-        return self.broker_url.rsplit("/", 1)[0] + "/15"
+        return (self.redis_url or self.broker_url).rsplit("/", 1)[0] + "/15"
 
     @property
     def bench(self) -> Bench:
         """What enqueues tasks."""
-        return bench_of(self.engine)(self.broker_url)
+        return bench_of(self.engine)(self.broker_url, ledger_url=self.ledger_url)
 
     def command(self, playbook: str, variables: Mapping[str, Any] | None = None) -> list[Any]:
         """The command that runs a playbook of the collection."""

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.url import (
     check_url,
+    for_workers,
     in_words,
     watched,
     without_secrets,
@@ -84,3 +86,32 @@ def test_the_passwords_of_celerys_several_urls_are_each_hidden() -> None:
     url = "sentinel://:hush-1@h1:26379/0;sentinel://:hush-2@h2:26379/0"
     assert hide("AUTH hush-1, AUTH hush-2", [url]) == "AUTH ***, AUTH ***"
     assert "hush" not in mask(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("amqp://ana:s3cret@rabbit/mail?management=https://rabbit", "amqp://ana:s3cret@rabbit/mail"),
+        ("amqps://rabbit", "amqps://rabbit"),
+        ("redis://h1/0?protocol=3", "redis://h1/0?protocol=3"),
+        (FULL, FULL),
+    ],
+)
+def test_workers_are_told_what_their_clients_know(url: str, told: str) -> None:
+    assert for_workers(url) == told
+
+
+@pytest.mark.parametrize(
+    ("engine", "url", "other"),
+    [
+        ("celery", "amqp://ana:s3cret@rabbit/mail", "celery_rabbitmq"),
+        ("dramatiq", "AMQPS://ana:s3cret@rabbit", "dramatiq_rabbitmq"),
+        ("celery_rabbitmq", "redis://:s3cret@h1/0", "celery"),
+        ("dramatiq_rabbitmq", "rediss+sentinel://:s3cret@h1/m/0", "dramatiq"),
+    ],
+)
+def test_a_url_of_the_library_s_other_broker_is_refused_with_its_engine(engine: str, url: str, other: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        open_engine(engine, url, 1.0)
+    assert refused.value.next_step.endswith(f"to {other}.")
+    assert "s3cret" not in str(refused.value.result())

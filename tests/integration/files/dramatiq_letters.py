@@ -8,9 +8,13 @@ import os
 
 import dramatiq
 import ledger_tasks  # type: ignore[import-not-found]  # stands beside this file in a release
-from dramatiq.brokers.redis import RedisBroker
 
-dramatiq.set_broker(RedisBroker(url=os.environ["DRAMATIQ_BROKER_URL"]))
+URL = os.environ["DRAMATIQ_BROKER_URL"]
+if URL.startswith("amqp"):
+    from dramatiq.brokers.rabbitmq import RabbitmqBroker as Broker
+else:
+    from dramatiq.brokers.redis import RedisBroker as Broker
+dramatiq.set_broker(Broker(url=URL))
 
 
 @dramatiq.actor(actor_name="dramatiq_letters.check", queue_name="letters")

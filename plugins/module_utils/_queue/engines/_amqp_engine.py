@@ -21,7 +21,7 @@ from ..engine import CANARY_PREFIX
 from . import _amqp_moves as moves
 from ._amqp import AmqpLink
 from ._amqp_messages import Messages, is_canary, parked_queue
-from ._amqp_notes import Later, Notes, Workers, seen
+from ._amqp_notes import Notes, Workers, seen
 from ._moves import Moving, TaskMove
 from ._pauseless import Pauseless
 
@@ -132,28 +132,31 @@ class AmqpEngine(Pauseless, Moving):
         )
 
     def task_ids(self, queue: str, state: str, limit: int) -> contract.TaskIds:
-        ids = [known for known in self._all_ids(queue, state, limit) if not is_canary(known)]
-        return contract.TaskIds(tuple(ids[:limit]), len(ids) > limit)
+        found, unnamed = self._all_ids(queue, state, limit)
+        ids = [known for known in found if not is_canary(known)]
+        return contract.TaskIds(tuple(ids[:limit]), unnamed or len(ids) > limit)
 
-    def _all_ids(self, queue: str, state: str, limit: int) -> list[str]:
+    def _all_ids(self, queue: str, state: str, limit: int) -> tuple[list[str], bool]:
+        """The ids, and whether a worker has more than it names; of a queue, one more than ``limit`` at most."""
         if state == contract.EXECUTING:
-            return [task.id for task in self.executing([queue])]
+            return [task.id for task in self.executing([queue])], False
         if state == contract.PARKED:
-            return self._listed(queue, parked_queue(queue), state, limit)
+            return self._listed(queue, parked_queue(queue), state, limit), False
         # Before what is held: a task that is taken meanwhile is rather seen twice than not at all.
         places = [place for place, states in self.messages.places(queue).items() if state in states]
         listed = [known for place in places for known in self._listed(queue, place, state, limit)]
         if state == contract.DEAD or not places:
-            return listed
+            return listed, False
         living = self._workers.living()
-        kept = [known for notes in living for later in notes.later for known in _ids(later, queue, state)]
+        later = [some for notes in living for some in notes.later if (some.queue, some.state) == (queue, state)]
+        kept = [known for some in later for known in some.ids]
         ahead = [
             task.id
             for notes in living
             for task in notes.held
             if state == contract.WAITING and task.queue == queue and task.started is None
         ]
-        return contract.unique([*ahead, *kept, *listed])
+        return contract.unique([*ahead, *kept, *listed]), sum(some.tasks for some in later) > len(kept)
 
     def _listed(self, queue: str, place: str, state: str, limit: int) -> list[str]:
         """The ids of what lies there, one more than ``limit`` at most. Each is taken for a moment, and put back."""
@@ -310,10 +313,6 @@ def _expires(known: str) -> float:
     """When a canary expires, which its id ends in."""
     end = known.rpartition("-")[2]
     return float(end) if end.isdecimal() else 0.0
-
-
-def _ids(later: Later, queue: str, state: str) -> Sequence[str]:
-    return later.ids if (later.queue, later.state) == (queue, state) else ()
 
 
 def _recovered(task: contract.ExecutingTask, state: str) -> contract.RecoveredTask:
