@@ -23,7 +23,10 @@ from tests.support.servers import wait_for
 APPS = Path(__file__).resolve().parent / "files"
 # By library, what has a worker execute one task at a time; the second word of its command.
 OPTIONS = {"celery": "--concurrency=1", "dramatiq": "--threads=1"}
-ENGINES = ("celery", "celery_rabbitmq", "dramatiq", "dramatiq_rabbitmq")
+ENGINES = (
+    "celery", "celery_rabbitmq", pytest.param("dramatiq", marks=pytest.mark.thorough),
+    pytest.param("dramatiq_rabbitmq", marks=pytest.mark.thorough),
+)  # fmt: skip
 SECONDS = 60.0
 TASKS = 40
 

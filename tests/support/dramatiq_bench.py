@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import redis
-from dramatiq import Message
+from dramatiq import Broker, Message
 from dramatiq.brokers.redis import RedisBroker
 
 from tests.support.bench import REPORTERS, SUPPORT, Bench, Call
@@ -32,7 +32,7 @@ class Workers(Bench):
     engine = "dramatiq"
 
     @cached_property
-    def _broker(self) -> RedisBroker:
+    def _broker(self) -> Broker:
         return RedisBroker(url=self.url, middleware=[])
 
     def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:

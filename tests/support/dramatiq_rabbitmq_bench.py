@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 
+from dramatiq import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 from tests.support import dramatiq_bench
@@ -24,7 +25,7 @@ class Workers(dramatiq_bench.Workers):
     broker = "rabbitmq"
 
     @cached_property
-    def _broker(self) -> RabbitmqBroker:
+    def _broker(self) -> Broker:
         return RabbitmqBroker(url=self.client_url, middleware=[])
 
     def is_settled(self, queue: str) -> bool:
