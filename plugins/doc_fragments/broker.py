@@ -25,7 +25,8 @@ options:
         V(redis+sentinel://:password@one.example.org:26379,two.example.org:26379/mymaster/0), with
         C(?sentinel_username=) and C(&sentinel_password=) where they ask for these, and V(rediss+sentinel://) for TLS.
         The master is asked for before each question, and nobody else is believed.
-      - A Redis Cluster is refused.
+      - A Redis Cluster is for V(bullmq) only, V(redis+cluster://:password@one.example.org:6379,two.example.org:6379/?prefix={bull}),
+        and refused for others. C(?prefix=) is how BullMQ's keys begin, where that isn't C(bull).
       - Passwords are never shown.
     type: str
     required: true

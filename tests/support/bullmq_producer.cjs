@@ -4,14 +4,14 @@
 'use strict';
 
 const { Queue } = require(process.env.BULLMQ || 'bullmq');
-const { connectionTo } = require('./ledger_tasks.cjs');
+const { bullmqOn } = require('./ledger_tasks.cjs');
 
-const connection = connectionTo(process.env.REDIS_URL);
+const broker = bullmqOn(process.env.REDIS_URL);
 const queues = new Map();
 
 function queueNamed(name) {
   if (!queues.has(name)) {
-    const queue = new Queue(name, { connection });
+    const queue = new Queue(name, broker);
     queue.on('error', () => {}); // it connects again
     queues.set(name, queue);
   }

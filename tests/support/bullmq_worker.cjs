@@ -6,12 +6,18 @@
 const { Worker } = require(process.env.BULLMQ || 'bullmq');
 const ledger = require('./ledger_tasks.cjs');
 
-let connection = ledger.connectionTo(process.env.REDIS_URL);
-if (process.env.SENTINEL) {
-  const { INSTANCES, MASTER_NAME, PASSWORD } = JSON.parse(process.env.SENTINEL);
-  const sentinels = INSTANCES.map(([host, port]) => ({ host, port }));
-  connection = { sentinels, name: MASTER_NAME, password: PASSWORD };
+const name = process.env.BACKSTEP_WORKER;
+
+function brokerOf(queue) {
+  if (process.env.SENTINEL) {
+    const { INSTANCES, MASTER_NAME, PASSWORD } = JSON.parse(process.env.SENTINEL);
+    const sentinels = INSTANCES.map(([host, port]) => ({ host, port }));
+    return { connection: { sentinels, name: MASTER_NAME, password: PASSWORD } };
+  }
+  const encoded = Buffer.from(queue).toString('base64');
+  return ledger.bullmqOn(process.env.REDIS_URL, `{bull}:${encoded}:w:${name}`);
 }
+
 const tasks = { 'ledger_tasks.work': ledger.work, 'ledger_tasks.fail': ledger.fail };
 
 async function process_(job) {
@@ -20,9 +26,8 @@ async function process_(job) {
   await tasks[job.name](...job.data);
 }
 
-const name = process.env.BACKSTEP_WORKER;
 const workers = process.env.BACKSTEP_QUEUES.split(',').map((queue) => {
-  const worker = new Worker(queue, process_, { connection, name, concurrency: 1 });
+  const worker = new Worker(queue, process_, { ...brokerOf(queue), name, concurrency: 1 });
   worker.on('error', (error) => console.log(String(error)));
   return worker;
 });

@@ -11,6 +11,16 @@ function connectionTo(url) {
   return { host: hostname, port: Number(port), password: decodeURIComponent(password), db: Number(pathname.slice(1)) };
 }
 
+// What BullMQ's classes are given for a broker's URL, as Backstep has it: one Redis, or the nodes of a cluster.
+function bullmqOn(url, name) {
+  const nodes = /^redis\+cluster:\/\/([^/?]*)\/?\?prefix=(.*)$/.exec(url);
+  if (!nodes) return { connection: connectionTo(url) };
+  const places = nodes[1].split(',').map((place) => ({ host: place.split(':')[0], port: Number(place.split(':')[1]) }));
+  // BullMQ itself names only those connections that there are when it begins.
+  const redisOptions = { maxRetriesPerRequest: null, connectionName: name };
+  return { connection: new Redis.Cluster(places, { redisOptions }), prefix: nodes[2] };
+}
+
 let notes;
 
 async function note(kind, number) {
@@ -33,4 +43,4 @@ async function fail(number) {
   throw new Error(`task ${number} fails, as it is meant to`);
 }
 
-module.exports = { connectionTo, work, fail };
+module.exports = { bullmqOn, connectionTo, work, fail };

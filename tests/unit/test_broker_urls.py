@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""URLs of a Redis under Sentinel: what they say, which are refused, and none that shows a password."""
+"""URLs of brokers: of a Redis under Sentinel or a cluster what they say, which are refused, and no password shown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.url import (
     check_url,
+    clustered,
     for_workers,
     in_words,
     watched,
@@ -88,9 +89,38 @@ def test_the_passwords_of_celerys_several_urls_are_each_hidden() -> None:
     assert "hush" not in mask(url)
 
 
+CLUSTER = "rediss+cluster://ana:s3cret@h1:7000,[fe80::1]:7001,h3/?prefix={bull}&ssl_ca_certs=/etc/ca.pem"
+
+
+def test_a_url_says_everything_of_the_nodes_of_a_cluster() -> None:
+    found = clustered(check_url(CLUSTER, ("rediss+cluster",)))
+    assert found is not None
+    assert found.nodes == (("h1", 7000), ("fe80::1", 7001), ("h3", 6379))
+    assert found.server == "rediss://ana:s3cret@node/0?prefix={bull}&ssl_ca_certs=/etc/ca.pem"
+    assert clustered("redis://:pw@h1:6379/0") is None
+    assert without_secrets(CLUSTER) == "rediss+cluster://h1:7000,[fe80::1]:7001,h3/"
+    assert "s3cret" not in mask(CLUSTER) + scrub(f"failed: {CLUSTER}", CLUSTER)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis+cluster://:secret@/", "names no node"),
+        ("redis+cluster://:secret@h1,", "names no node"),
+        ("redis+cluster://:secret@h1:0", "'h1:0' is no place of a node"),
+        ("redis+cluster://:secret@h1/0", "no databases to choose from"),
+    ],
+)
+def test_a_url_that_names_no_cluster_is_refused(url: str, why: str) -> None:
+    with pytest.raises(BadInput, match=why) as refused:
+        check_url(url, ("redis+cluster",))
+    assert "secret" not in str(refused.value.result())
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
+        (CLUSTER, "rediss+cluster://ana:s3cret@h1:7000,[fe80::1]:7001,h3/?ssl_ca_certs=%2Fetc%2Fca.pem"),
         ("amqp://ana:s3cret@rabbit/mail?management=https://rabbit", "amqp://ana:s3cret@rabbit/mail"),
         ("amqps://rabbit", "amqps://rabbit"),
         ("redis://h1/0?protocol=3", "redis://h1/0?protocol=3"),

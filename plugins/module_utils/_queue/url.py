@@ -14,9 +14,16 @@ from .._rollout.masking import mask, scrub
 
 # redis+sentinel://user:password@host:26379,host:26379/name/database?options; TLS for both kinds with rediss+sentinel.
 _WATCHED = re.compile(r"(?i:(rediss?)\+sentinel)://(?:([^/?#]*)@)?([^@/?#]*)/?([^/?#]*)/?([^?#]*)(?:\?([^#]*))?")
-_SENTINEL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+)(?::(\d+))?")
-_SENTINEL_PORT = 26379
+# redis+cluster://user:password@host:6379,host:6379/?options; TLS with rediss+cluster.
+_CLUSTERED = re.compile(r"(?i:(rediss?)\+cluster)://(?:([^/?#]*)@)?([^@/?#]*)/?(?:\?([^#]*))?")
+_PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+)(?::(\d+))?")
+_REDIS_PORT, _SENTINEL_PORT = 6379, 26379
 _SENTINEL_EXAMPLE = "redis+sentinel://:password@one.example.org:26379,two.example.org:26379/mymaster/0"
+_CLUSTER_EXAMPLE = "redis+cluster://:password@one.example.org:6379,two.example.org:6379/"
+
+
+PREFIX_OPTION = "prefix"
+"""Of a URL: how BullMQ's keys begin, where that isn't ``bull``."""
 
 
 class Watched(NamedTuple):
@@ -50,7 +57,7 @@ def watched(url: str) -> Optional[Watched]:
     rest = urlencode([(option, value) for option, value in options if option not in own])
     given = dict(options)
     return Watched(
-        tuple(_sentinel(url, place) for place in places.split(",")),
+        tuple(_place(url, place, "sentinel") for place in places.split(",")),
         name,
         f"{scheme.lower()}://{user}{'@' if user else ''}sentinel/{database}{'?' if rest else ''}{rest}",
         given.get("sentinel_username"),
@@ -58,12 +65,47 @@ def watched(url: str) -> Optional[Watched]:
     )
 
 
-def _sentinel(url: str, place: str) -> tuple[str, int]:
-    found = _SENTINEL.fullmatch(place)
-    port = int(found.group(2) or _SENTINEL_PORT) if found else 0
+class Clustered(NamedTuple):
+    """A Redis Cluster, some of whose nodes are named."""
+
+    nodes: tuple[tuple[str, int], ...]
+    server: str
+    """All that the URL says of each node, as a URL with the host ``node``, which nobody connects to."""
+
+
+def clustered(url: str) -> Optional[Clustered]:
+    """What a URL says of a Redis Cluster; None when it is another kind of URL.
+
+    :raises BadInput: it names no node, or a database, which a cluster doesn't have.
+    """
+    if not url.lower().startswith(("redis+cluster://", "rediss+cluster://")):
+        return None
+    found = _CLUSTERED.fullmatch(url)
+    if found is None:
+        raise _bad(url, "a cluster has no databases to choose from", _CLUSTER_EXAMPLE)
+    scheme, user, places, query = (part or "" for part in found.groups())
+    return Clustered(
+        tuple(_place(url, place, "node") for place in places.split(",")),
+        f"{scheme.lower()}://{user}{'@' if user else ''}node/0{'?' if query else ''}{query}",
+    )
+
+
+def _place(url: str, place: str, what: str) -> tuple[str, int]:
+    found = _PLACE.fullmatch(place)
+    usual, example = (_REDIS_PORT, _CLUSTER_EXAMPLE) if what == "node" else (_SENTINEL_PORT, _SENTINEL_EXAMPLE)
+    port = int(found.group(2) or usual) if found else 0
     if found is None or not 0 < port < 65536:
-        raise _bad(url, f"'{place}' is no place of a sentinel" if place else "it names no sentinel")
+        raise _bad(url, f"'{place}' is no place of a {what}" if place else f"it names no {what}", example)
     return found.group(1).strip("[]"), port
+
+
+def taken_out(url: str, option: str) -> tuple[str, str]:
+    """A URL without an option that clients don't know, and what it said; "" when it isn't there."""
+    before, _mark, query = url.partition("?")
+    options = parse_qsl(query, keep_blank_values=True)
+    rest = urlencode([(name, value) for name, value in options if name != option])
+    said = dict(options).get(option)
+    return (url, "") if said is None else (f"{before}{'?' if rest else ''}{rest}", said)
 
 
 def check_url(
@@ -79,7 +121,7 @@ def check_url(
     :param path: what the path may look like, and ``path_is`` what it is, in words.
     :raises BadInput: wrong scheme, no host (no path for ``unix``), or a port that is no number.
     """
-    if url.partition("://")[0].lower() in schemes and watched(url):
+    if url.partition("://")[0].lower() in schemes and (watched(url) or clustered(url)):
         return url
     try:
         parts = urlsplit(url)
@@ -108,8 +150,10 @@ def _bad(url: str, why: str, example: str = _SENTINEL_EXAMPLE) -> BadInput:
 
 
 def for_workers(url: str) -> str:
-    """The URL as client libraries know it: without the option that only Backstep has, which is RabbitMQ's only one."""
-    return url.partition("?")[0] if urlsplit(url).scheme in ("amqp", "amqps") else url
+    """The URL as client libraries know it: without what only Backstep has."""
+    if url.lower().startswith(("amqp://", "amqps://")):
+        return url.partition("?")[0]
+    return taken_out(url, PREFIX_OPTION)[0]
 
 
 def without_secrets(url: str) -> str:

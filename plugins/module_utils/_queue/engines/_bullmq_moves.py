@@ -9,6 +9,7 @@ from typing import Any
 
 from ..engine import DEAD, PARKED, RETRYING, SCHEDULED, WAITING, Selection
 from . import _bullmq_scripts as scripts
+from ._bullmq_keys import PrefixedLink
 from ._redis import RedisLink, text
 from ._redis_moves import BATCH, Batch, RedisMove
 
@@ -20,6 +21,7 @@ _FAILED = {"failed": (DEAD,)}
 class Move(RedisMove):
     """One park or replay of BullMQ jobs."""
 
+    _link: PrefixedLink
     replay_parked = scripts.REPLAY_PARKED
     find_limit = scripts.FIND_LIMIT
 
@@ -32,7 +34,7 @@ class Move(RedisMove):
         )
 
     def _orders(self, queue: str) -> str:
-        return f"{scripts.OURS}parked:{queue}:order"
+        return f"{self._link.ours}parked:{queue}:order"
 
     def _park_queue(self, queue: str) -> None:
         for place, states in {**_PLACES, **_FAILED}.items():

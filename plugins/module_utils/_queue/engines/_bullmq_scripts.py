@@ -10,8 +10,6 @@ order numbers given out), ``parked:<q>:why`` (hash: by owner why).
 
 from __future__ import annotations
 
-OURS = "backstep:bullmq:"
-
 # A list takes in at its head and gives out at its tail. Of a queue that a person has paused, BullMQ 5 overwrites `wait`
 # with `paused` when it is resumed, and 6 appends `paused` to it: only what lies in `paused` is safe with both.
 COMMON = """

@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 try:
     import redis
@@ -21,16 +21,19 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
 from ..._rollout.errors import BackstepError, BrokerRefused, BrokerUnreachable
 from ..._rollout.masking import scrub
 from ..engine import unique
-from ..url import check_url, in_words, watched
+from ..url import check_url, clustered, in_words, watched
+from ._cluster import Cluster, client_of
 from ._sentinel import Place, Sentinels
 
 _SCANNED_AT_ONCE = 1000
 # After a fail-over clients try again at intervals that grow (Celery's to twelve seconds and more). Until then whoever
 # is not connected may be alive all the same.
 _GATHERING_SECONDS = 30.0
-_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 # What a master says that has just become a replica.
-_DEMOTED = re.compile(r"\bREADONLY\b|\bMASTERDOWN\b|^UNBLOCKED|link with MASTER is down", re.IGNORECASE)
+_DEMOTED = re.compile(
+    r"\bREADONLY\b|\bMASTERDOWN\b|^UNBLOCKED|link with MASTER is down|non local key", re.IGNORECASE
+)
 _COMMAND = re.compile(r"'([\w|]+)' (?:command|subcommand)", re.IGNORECASE)
 
 Command = Sequence[Any]
@@ -54,11 +57,14 @@ def acl_rule(*places: str) -> str:
 class RedisLink:
     """One Redis database, asked in whole pipelines and scripts, with a time-out on every answer.
 
-    Under Sentinel it is the master's, which is made sure of before each question.
+    Under Sentinel it is the master's, and in a cluster the node's that has the pool's keys, which is made sure of
+    before each question.
     """
 
-    def __init__(self, url: str, timeout: float, rights: str) -> None:
-        """:param rights: what the engine needs, as an ACL rule, for messages."""
+    def __init__(self, url: str, timeout: float, rights: str, key: str = "") -> None:
+        """:param rights: what the engine needs, as an ACL rule, for messages.
+        :param key: any of the pool's keys, where all of them are in its slot of a cluster; "" where they are not.
+        """
         self.url = check_url(url, _SCHEMES)
         self.timeout = timeout
         self._rights = rights
@@ -66,15 +72,18 @@ class RedisLink:
         self._scripts: dict[str, Callable[..., Any]] = {}
         self._known = False
         self._place: Optional[Place] = None
-        self._sentinels: Optional[Sentinels] = None
+        self._guide: Optional[Union[Sentinels, Cluster]] = None
         # One try per command: a wait for the broker is the caller's to decide on, by its own deadline.
         patience = {"retry": Retry(NoBackoff(), 0)}
         self._options = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **patience}
-        found = watched(url)
-        self._server = found.server if found else url
+        found, nodes = watched(url), clustered(url)
+        self._server = found.server if found else nodes.server if nodes else url
+        self._can_be_clustered = bool(key)
         try:
             if found:
-                self._sentinels = Sentinels(found, url, timeout, patience)
+                self._guide = Sentinels(found, url, timeout, patience)
+            elif nodes:
+                self._guide = Cluster(nodes, url, timeout, patience, key)
             self.database = int(parse_url(self._server).get("db") or 0)
             self._client = redis.Redis.from_url(self._server, **self._options)
         except (redis.RedisError, OSError, ValueError, TypeError) as error:
@@ -83,8 +92,8 @@ class RedisLink:
     def close(self) -> None:
         """Give all connections back."""
         self._client.connection_pool.disconnect()
-        if self._sentinels:
-            self._sentinels.close()
+        if self._guide:
+            self._guide.close()
 
     def ask(self, *command: Any) -> Any:
         """The answer to one command."""
@@ -159,6 +168,17 @@ class RedisLink:
             if text(cursor) in ("0", ""):
                 return keys
 
+    def clients(self) -> list[dict[str, str]]:
+        """The connections, of all nodes of a cluster that have slots: which of them carry a name there is chance."""
+        with self._translated() as client:
+            found = list(client.client_list())
+            for place in self._guide.masters if isinstance(self._guide, Cluster) else ():
+                if place != self._place:
+                    other = client_of(self._server, place, self._options)
+                    found += other.client_list()
+                    other.connection_pool.disconnect()
+            return found
+
     def connected_names(self) -> Optional[set[str]]:
         """What the connections are named; ``None`` where that can't be seen, or some may be on their way still."""
         (clients,) = self.ask_each([("CLIENT LIST",)])
@@ -182,7 +202,7 @@ class RedisLink:
 
     def _gathering(self) -> float:
         """For how many seconds more clients may be on their way from the master before this one."""
-        reigns = self._sentinels.reigns if self._sentinels else None
+        reigns = self._guide.reigns if self._guide else None
         return 0.0 if reigns is None else max(0.0, _GATHERING_SECONDS - reigns)
 
     @property
@@ -205,41 +225,43 @@ class RedisLink:
             raise self._unreachable(error) from None
 
     def _follow(self) -> None:
-        """Turn to the server that the sentinels call the master now.
+        """Turn to the server that the sentinels call the master now, or that has the pool's slot of the cluster.
 
         Asked each time: one that has just been replaced goes on answering for some seconds, with what it had.
         """
-        if not self._sentinels:
+        if not self._guide:
             return
-        place = self._sentinels.master()
+        if isinstance(self._guide, Cluster) and not self._can_be_clustered:
+            raise _clustered(self.shown, self._can_be_clustered)
+        place = self._guide.master()
         if place == self._place:
             return
         self._client.connection_pool.disconnect()
-        self._client = redis.Redis.from_url(self._server, **self._options)
-        self._client.connection_pool.connection_kwargs.update(host=place[0], port=place[1])
+        self._client = client_of(self._server, place, self._options)
         self._place, self._known = place, False
 
     def _refuse_unfit(self, info: dict[str, Any]) -> None:
         """Refuse a server whose answers would be wrong, before it is asked for anything."""
-        if int(info.get("cluster_enabled", 0)):
-            raise _clustered(self.shown)
+        if int(info.get("cluster_enabled", 0)) and not isinstance(self._guide, Cluster):
+            raise _clustered(self.shown, self._can_be_clustered)
         if info.get("redis_mode") == "sentinel":
             raise BrokerRefused(
                 f"{self.shown} is a sentinel, not a broker.",
                 left="Nothing was changed.",
                 next_step="Write the broker URL as redis+sentinel://host:26379,host:26379/name/0.",
             )
-        if self._sentinels and info["role"] != "master":
+        if self._guide and info["role"] != "master":
             raise self._unreachable(redis.ConnectionError(f"{self._address} is a replica, not the master"))
 
     def _elsewhere(self, error: redis.RedisError) -> Optional[BackstepError]:
         """What a server's answer means that is not, or not alone, the one to ask; None when it isn't that."""
-        clustered = (
+        elsewhere = (
             redis.exceptions.AskError, redis.exceptions.ClusterCrossSlotError, redis.exceptions.ClusterDownError
         )  # fmt: skip
-        if isinstance(error, clustered):
-            return _clustered(self.shown)
-        if self._sentinels and (isinstance(error, redis.ReadOnlyError) or _DEMOTED.search(str(error))):
+        if isinstance(error, elsewhere) and not isinstance(self._guide, Cluster):
+            return _clustered(self.shown, self._can_be_clustered)
+        moved = isinstance(error, (*elsewhere, redis.ReadOnlyError)) or _DEMOTED.search(str(error))
+        if self._guide and moved:
             return self._unreachable(error)
         return None
 
@@ -292,9 +314,16 @@ class RedisLink:
         )
 
 
-def _clustered(shown: str) -> BrokerRefused:
+def _clustered(shown: str, can_be: bool) -> BrokerRefused:
+    if can_be:
+        return BrokerRefused(
+            f"The broker {shown} is a Redis Cluster, and its URL isn't that of one.",
+            left="Nothing was changed.",
+            next_step="Write the broker URL as redis+cluster://host:6379,host:6379/?prefix={bull}, or use Redis with "
+            "Sentinel.",
+        )
     return BrokerRefused(
-        f"The broker {shown} is a Redis Cluster, which Backstep doesn't support: it asks for several keys "
+        f"The broker {shown} is a Redis Cluster, which this engine doesn't support: it asks for several keys "
         "at one instant, and a cluster has these on different servers.",
         left="Nothing was changed.",
         next_step="Use one Redis for the queues, with Sentinel if it has to survive the loss of a server.",

@@ -18,11 +18,13 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any, Optional
 
-from ..._rollout.errors import BrokerRefused
+from ..._rollout.errors import BadInput, BrokerRefused
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, unique
+from ..url import PREFIX_OPTION, clustered, taken_out
 from . import _bullmq_scripts as scripts
+from ._bullmq_keys import BULL, OURS, PrefixedLink
 from ._bullmq_moves import Move
 from ._bullmq_outcomes import Outcomes, outcomes
 from ._redis import acl_rule, text
@@ -31,7 +33,9 @@ from ._redis_moves import BATCH
 
 _RETRYING_COUNTED_AT_MOST = 20 * BATCH
 _STALLED_SECONDS = 90.0
-_CONNECTION = re.compile(r"bull:([A-Za-z0-9+/]+=*):w:(.+)")
+# What a prefix may consist of; it becomes a part of scripts.
+_PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]+")
+_HASH_TAG = re.compile(r"\{[^{}]+\}")
 _CANARY_ID = re.compile(re.escape(CANARY_PREFIX) + r"[0-9a-f]{32}-(.*)", re.DOTALL)
 _PLACES = {
     contract.WAITING: ("wait", "paused", "prioritized"), contract.SCHEDULED: ("delayed",),
@@ -43,17 +47,17 @@ _READING = (
     ("SCAN", 0), ("CLIENT", "LIST"), ("EVAL", "return 1", 0), ("LLEN", "bull:a:wait"),
     ("LRANGE", "bull:a:active", 0, 0), ("LINDEX", "bull:a:wait", -1), ("ZCARD", "bull:a:failed"),
     ("ZRANGE", "bull:a:failed", 0, 0), ("ZREVRANGE", "bull:a:completed", 0, 0), ("ZSCORE", "bull:a:failed", "b"),
-    ("ZREVRANGEBYSCORE", f"{scripts.OURS}parked:a", 0, 0), ("EXISTS", "bull:a:b:lock"), ("HGET", "bull:a:b", "name"),
-    ("HMGET", "bull:a:b", "name"), ("HEXISTS", "bull:a:meta", "paused"), ("ZCARD", f"{scripts.OURS}parked:a"),
+    ("ZREVRANGEBYSCORE", f"{OURS}parked:a", 0, 0), ("EXISTS", "bull:a:b:lock"), ("HGET", "bull:a:b", "name"),
+    ("HMGET", "bull:a:b", "name"), ("HEXISTS", "bull:a:meta", "paused"), ("ZCARD", f"{OURS}parked:a"),
 )  # fmt: skip
 
 
 class BullmqEngine(PauselessEngine):
-    """BullMQ 5 and 6 on one Redis database, with its own prefix of keys, ``bull``."""
+    """BullMQ 5 and 6 on one Redis database, or on a cluster where its prefix of keys is a hash tag."""
 
     name = "bullmq"
     default_canary = "backstep-canary"
-    rights = acl_rule("~bull:*", "~backstep:*")
+    rights = acl_rule(f"~{BULL}*", "~backstep:*")
     reading = _READING
     proof = scripts.PROVE_RIGHTS
     move = Move
@@ -71,9 +75,20 @@ class BullmqEngine(PauselessEngine):
         unknown_task="dead",
     )
 
+    def __init__(self, url: str, timeout: float) -> None:
+        """:raises BadInput: no prefix that can be meant, or none that has a cluster keep all keys together."""
+        url, prefix = taken_out(url, PREFIX_OPTION)
+        if prefix and not _PREFIX.fullmatch(prefix):
+            raise _no_prefix(prefix, "letters, digits and _.:{}-")
+        if clustered(url) and not _HASH_TAG.search(prefix):
+            raise _no_prefix(prefix or "bull", "a hash tag, which has a cluster keep all keys on one node")
+        self._link: PrefixedLink = PrefixedLink(url, timeout, self.rights, prefix)
+        self._connection = re.compile(re.escape(self._link.base) + r"([A-Za-z0-9+/]+=*):w:(.+)")
+
     def known_queues(self) -> list[str]:
-        keys = self._link.scan("hash", "bull:*:meta")
-        named = {key[len("bull:") : -len(":meta")] for key in keys}
+        base = self._link.base
+        keys = self._link.scan("hash", f"{base}*:meta")
+        named = {key[len(base) : -len(":meta")] for key in keys}
         return sorted(named.union(*self._listening().values()))
 
     def queue_states(self, queues: Sequence[str]) -> list[contract.QueueState]:
@@ -140,9 +155,9 @@ class BullmqEngine(PauselessEngine):
         """The queues of each worker that is connected, in the order in which it began to listen to them."""
         self._link.require_clients()
         found: dict[str, list[str]] = {}
-        clients = [client for client in self._link.ask("CLIENT LIST") if client["db"] == str(self._link.database)]
+        clients = [client for client in self._link.clients() if client["db"] == str(self._link.database)]
         for client in sorted(clients, key=lambda client: int(client["id"])):
-            named = _CONNECTION.fullmatch(client.get("name", ""))
+            named = self._connection.fullmatch(client.get("name", ""))
             queue = _decoded(named.group(1)) if named else None
             if named and queue and queue not in found.setdefault(named.group(2), []):
                 found[named.group(2)].append(queue)
@@ -171,7 +186,7 @@ class BullmqEngine(PauselessEngine):
     def pause_state(self) -> contract.PauseState:
         """A queue may be paused by a person, and others not: told is a pause of all that there are."""
         queues = self.known_queues()
-        paused = self._link.ask_all([("HEXISTS", f"bull:{queue}:meta", "paused") for queue in queues])
+        paused = self._link.ask_all([("HEXISTS", f"{self._link.base}{queue}:meta", "paused") for queue in queues])
         everything = bool(queues) and all(paused)
         return contract.PauseState(everything, by_person=everything, owner=None, since=None, expires_in=None)
 
@@ -220,6 +235,14 @@ class BullmqEngine(PauselessEngine):
     def withdraw(self, queue: str, ids: Sequence[str]) -> None:
         if ids:
             self._link.run(scripts.WITHDRAW, queue, *ids)
+
+
+def _no_prefix(prefix: str, wanted: str) -> BadInput:
+    return BadInput(
+        f"The prefix '{prefix}' of BullMQ's keys can't be used here: it has to be {wanted}.",
+        left="Nothing was changed.",
+        next_step="Set pool_broker_url (broker_url), for example redis+cluster://host:6379,host:6379/?prefix={bull}.",
+    )
 
 
 def _seconds(milliseconds: Any) -> float:
