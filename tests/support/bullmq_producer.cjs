@@ -4,9 +4,10 @@
 'use strict';
 
 const { Queue } = require(process.env.BULLMQ || 'bullmq');
-const { bullmqOn } = require('./ledger_tasks.cjs');
+const { connectionTo, onCluster } = require('./ledger_tasks.cjs');
 
-const broker = bullmqOn(process.env.REDIS_URL);
+const url = process.env.REDIS_URL;
+const broker = { connection: connectionTo(url), ...onCluster(url) };
 const queues = new Map();
 
 function queueNamed(name) {

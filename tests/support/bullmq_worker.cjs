@@ -3,21 +3,23 @@
 // A BullMQ worker with the tasks of the ledger, as Backstep asks for one: named, closed on SIGTERM, idle at canaries.
 'use strict';
 
-const { Worker } = require(process.env.BULLMQ || 'bullmq');
+const bullmq = require(process.env.BULLMQ || 'bullmq');
 const ledger = require('./ledger_tasks.cjs');
 
-const name = process.env.BACKSTEP_WORKER;
-
-function brokerOf(queue) {
-  if (process.env.SENTINEL) {
-    const { INSTANCES, MASTER_NAME, PASSWORD } = JSON.parse(process.env.SENTINEL);
-    const sentinels = INSTANCES.map(([host, port]) => ({ host, port }));
-    return { connection: { sentinels, name: MASTER_NAME, password: PASSWORD } };
+// On a cluster it has connections of its own, whose names say which queue it works on.
+class Worker extends bullmq.Worker {
+  constructor(queue, work, options) {
+    const encoded = Buffer.from(queue).toString('base64');
+    super(queue, work, { ...options, ...ledger.onCluster(process.env.REDIS_URL, `{bull}:${encoded}:w:${options.name}`) });
   }
-  const encoded = Buffer.from(queue).toString('base64');
-  return ledger.bullmqOn(process.env.REDIS_URL, `{bull}:${encoded}:w:${name}`);
 }
 
+let connection = ledger.connectionTo(process.env.REDIS_URL);
+if (process.env.SENTINEL) {
+  const { INSTANCES, MASTER_NAME, PASSWORD } = JSON.parse(process.env.SENTINEL);
+  const sentinels = INSTANCES.map(([host, port]) => ({ host, port }));
+  connection = { sentinels, name: MASTER_NAME, password: PASSWORD };
+}
 const tasks = { 'ledger_tasks.work': ledger.work, 'ledger_tasks.fail': ledger.fail };
 
 async function process_(job) {
@@ -26,8 +28,9 @@ async function process_(job) {
   await tasks[job.name](...job.data);
 }
 
+const name = process.env.BACKSTEP_WORKER;
 const workers = process.env.BACKSTEP_QUEUES.split(',').map((queue) => {
-  const worker = new Worker(queue, process_, { ...brokerOf(queue), name, concurrency: 1 });
+  const worker = new Worker(queue, process_, { connection, name, concurrency: 1 });
   worker.on('error', (error) => console.log(String(error)));
   return worker;
 });

@@ -7,14 +7,14 @@ const Redis = require('ioredis');
 
 // As BullMQ takes it: it names its connections itself, which it can't with a URL.
 function connectionTo(url) {
-  const { hostname, port, password, pathname } = new URL(url);
+  const { hostname, port, password, pathname } = new URL(url.split(',')[0]);
   return { host: hostname, port: Number(port), password: decodeURIComponent(password), db: Number(pathname.slice(1)) };
 }
 
-// What BullMQ's classes are given for a broker's URL, as Backstep has it: one Redis, or the nodes of a cluster.
-function bullmqOn(url, name) {
+// What BullMQ's classes are given beside the rest where the broker's URL is that of a cluster, as Backstep has it.
+function onCluster(url, name) {
   const nodes = /^redis\+cluster:\/\/([^/?]*)\/?\?prefix=(.*)$/.exec(url);
-  if (!nodes) return { connection: connectionTo(url) };
+  if (!nodes) return {};
   const places = nodes[1].split(',').map((place) => ({ host: place.split(':')[0], port: Number(place.split(':')[1]) }));
   // BullMQ itself names only those connections that there are when it begins.
   const redisOptions = { maxRetriesPerRequest: null, connectionName: name };
@@ -43,4 +43,4 @@ async function fail(number) {
   throw new Error(`task ${number} fails, as it is meant to`);
 }
 
-module.exports = { bullmqOn, connectionTo, work, fail };
+module.exports = { connectionTo, onCluster, work, fail };
