@@ -14,11 +14,8 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
     redis = None  # type: ignore[assignment]  # so that this file can be read without it, as sanity does
 
 from ..._rollout.errors import BrokerUnreachable
-from ..._rollout.masking import scrub
 from ..url import Clustered
-from ._sentinel import Place
-
-_REST_SECONDS = 10.0
+from ._witnesses import Place, Witnesses
 
 
 class _View(NamedTuple):
@@ -43,12 +40,11 @@ class Cluster:
         :param options: for each connection.
         :param key: any of the pool's; all of them have to be in its slot.
         """
-        self._url = url
         self._slot = key_slot(key.encode())
         share = timeout / (len(found.nodes) + 1)
         limits = {**options, "socket_timeout": share, "socket_connect_timeout": share}
-        self._clients = {place: client_of(found.server, place, limits) for place in found.nodes}
-        self._rests_until: dict[Place, float] = {}
+        clients = {place: client_of(found.server, place, limits) for place in found.nodes}
+        self._witnesses: Witnesses[_View] = Witnesses(clients, url)
         self._owner: Optional[Place] = None
         self._changed_at: Optional[float] = None
         self.reigns: Optional[float] = None
@@ -58,23 +54,20 @@ class Cluster:
 
     def close(self) -> None:
         """Give all connections back."""
-        for client in self._clients.values():
-            client.connection_pool.disconnect()
+        self._witnesses.close()
 
     def master(self) -> Place:
         """Where the slot is.
 
         :raises BrokerUnreachable: no node answers, or those that do know of none that has the slot and works.
         """
-        now = time.monotonic()
-        awake = [place for place in self._clients if self._rests_until.get(place, now) <= now]
-        said: dict[Place, str] = {}
-        views = self._ask(awake, said) or self._ask([place for place in self._clients if place not in awake], said)
+        views, said = self._witnesses.ask(self._view)
         if not views:
-            raise self._unknown("; ".join(f"{_shown(place)} said: {words}" for place, words in said.items()))
+            raise self._unknown(said)
         latest = max(views, key=lambda view: (view.epoch, view.works))
         if not latest.works or latest.owner is None:
             raise self._unknown("the cluster is down, or nobody has the slot of the pool's keys")
+        now = time.monotonic()
         if self._owner is not None and latest.owner != self._owner:
             self._changed_at = now
         self._owner, self.masters = latest.owner, latest.masters
@@ -82,19 +75,12 @@ class Cluster:
         self.reigns = min((seconds for seconds in known if seconds is not None), default=None)
         return latest.owner
 
-    def _ask(self, places: list[Place], said: dict[Place, str]) -> list[_View]:
-        views = []
-        for place in places:
-            try:
-                pipeline = self._clients[place].pipeline(transaction=False)
-                for command in ("CLUSTER INFO", "CLUSTER NODES", "TIME"):
-                    pipeline.execute_command(command)
-                info, nodes, clock = pipeline.execute()
-                views.append(_view(place, info, nodes, clock[0], self._slot))
-            except (redis.RedisError, OSError, ValueError, KeyError) as error:
-                said[place] = scrub(str(error), self._url) or type(error).__name__
-                self._rests_until[place] = time.monotonic() + _REST_SECONDS
-        return views
+    def _view(self, place: Place, client: redis.Redis) -> _View:
+        pipeline = client.pipeline(transaction=False)
+        for command in ("CLUSTER INFO", "CLUSTER NODES", "TIME"):
+            pipeline.execute_command(command)
+        info, nodes, clock = pipeline.execute()
+        return _view(place, info, nodes, clock[0], self._slot)
 
     def _unknown(self, why: str) -> BrokerUnreachable:
         return BrokerUnreachable(
@@ -131,7 +117,3 @@ def _view(asked: Place, info: dict[str, Any], nodes: dict[str, Any], clock: floa
         owner=owner,
         since_failure=max(0.0, min(failed)) if failed else None,
     )
-
-
-def _shown(place: Place) -> str:
-    return f"{place[0]}:{place[1]}"

@@ -23,7 +23,8 @@ from ..._rollout.masking import scrub
 from ..engine import unique
 from ..url import check_url, clustered, in_words, watched
 from ._cluster import Cluster, client_of
-from ._sentinel import Place, Sentinels
+from ._sentinel import Sentinels
+from ._witnesses import Place
 
 _SCANNED_AT_ONCE = 1000
 # After a fail-over clients try again at intervals that grow (Celery's to twelve seconds and more). Until then whoever

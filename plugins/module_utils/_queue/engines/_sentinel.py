@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Optional
 
 try:
@@ -14,14 +13,8 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
     redis = None  # type: ignore[assignment]  # so that this file can be read without it, as sanity does
 
 from ..._rollout.errors import BrokerUnreachable
-from ..._rollout.masking import scrub
 from ..url import Watched
-
-# So long a sentinel that gave no answer isn't asked again while another one does: it is often the master's neighbour,
-# and dead with it.
-_REST_SECONDS = 10.0
-
-Place = tuple[str, int]
+from ._witnesses import Place, Witnesses, shown
 
 
 class Sentinels:
@@ -33,36 +26,31 @@ class Sentinels:
         :param options: for each connection.
         """
         self._name = found.name
-        self._url = url
         share = timeout / (len(found.sentinels) + 1)
         # Whose certificates are good is the same for both, and TLS is for all or none.
         given = {name: value for name, value in parse_url(found.server).items() if name.startswith("ssl")}
         own = {"username": found.username, "password": found.password, "ssl": found.server.startswith("rediss:")}
         limits = {"socket_timeout": share, "socket_connect_timeout": share}
-        self._clients = {
+        clients = {
             place: redis.Redis(host=place[0], port=place[1], **{**given, **own, **options, **limits})
             for place in found.sentinels
         }
-        self._rests_until: dict[Place, float] = {}
+        self._witnesses: Witnesses[dict[str, Any]] = Witnesses(clients, url)
         self.reigns: Optional[float] = None
         """For how many seconds the master has been that, by the last answers; None when no other has been before."""
 
     def close(self) -> None:
         """Give all connections back."""
-        for client in self._clients.values():
-            client.connection_pool.disconnect()
+        self._witnesses.close()
 
     def master(self) -> Place:
         """Where the master is.
 
         :raises BrokerUnreachable: no sentinel answers, or those that do know of no master that works.
         """
-        now = time.monotonic()
-        awake = [place for place in self._clients if self._rests_until.get(place, now) <= now]
-        said: dict[Place, str] = {}
-        states = self._ask(awake, said) or self._ask([place for place in self._clients if place not in awake], said)
+        states, said = self._witnesses.ask(lambda _place, client: dict(client.sentinel_master(self._name)))
         if not states:
-            raise self._unknown("; ".join(f"{_shown(place)} said: {words}" for place, words in said.items()))
+            raise self._unknown(said)
         latest = max(int(state["config-epoch"]) for state in states)
         states = [state for state in states if int(state["config-epoch"]) == latest]
         # A sentinel that was started anew counts from then on.
@@ -70,19 +58,8 @@ class Sentinels:
         for state in states:
             if _works(state):
                 return str(state["ip"]), int(state["port"])
-        places = ", ".join(sorted({_shown((state["ip"], state["port"])) for state in states}))
+        places = ", ".join(sorted({shown((state["ip"], state["port"])) for state in states}))
         raise self._unknown(f"the last one was {places}, which is down, and no other has taken its place yet")
-
-    def _ask(self, places: list[Place], said: dict[Place, str]) -> list[dict[str, Any]]:
-        states = []
-        for place in places:
-            try:
-                state: Any = self._clients[place].sentinel_master(self._name)
-                states.append(state)
-            except (redis.RedisError, OSError, ValueError) as error:
-                said[place] = scrub(str(error), self._url) or type(error).__name__
-                self._rests_until[place] = time.monotonic() + _REST_SECONDS
-        return states
 
     def _unknown(self, why: str) -> BrokerUnreachable:
         return BrokerUnreachable(
@@ -95,7 +72,3 @@ class Sentinels:
 def _works(state: dict[str, Any]) -> bool:
     down = state["is_sdown"] or state["is_odown"]
     return bool(state["is_master"] and not down and state["role-reported"] == "master")
-
-
-def _shown(place: Place) -> str:
-    return f"{place[0]}:{place[1]}"
