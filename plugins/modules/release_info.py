@@ -71,7 +71,7 @@ evidence:
     What watching showed. C(outcome) is V(ok) or V(failed), C(problems) says why, C(processes) lists C(index),
     C(worker), C(pid),
     C(state), C(uptime) (seconds), C(restarts) and C(reports) (a release), C(scheduler) is the same of the scheduler, or
-    null.
+    null. C(unreachable) says why this host has no connection to the broker, and is empty when it has one.
   type: dict
   returned: when O(watch) is given
   sample: {"host": "w1", "release": "2.4.0-3fa9c1d2", "bake": 10.0, "outcome": "ok", "problems": []}
@@ -87,6 +87,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._host.info import as_started, describe_host, watch
+from ansible_collections.backstep.workers.plugins.module_utils._host.reaching import unreachable
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS, open_host
 
@@ -97,7 +98,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     host = open_host(params)
     result: dict[str, Any] = {"changed": False, "actions": []}
     if params["watch"] and not module.check_mode:
-        result["evidence"] = watch(host, params["watch"], params["seconds"], as_started(host, params["watch"]))
+        seen = watch(host, params["watch"], params["seconds"], as_started(host, params["watch"]))
+        result["evidence"] = {**seen, "unreachable": unreachable(host, params["watch"])}
     result["pool_state"] = describe_host(host, events=params["events"], verify=params["verify"], wish=params["to"])
     return result
 

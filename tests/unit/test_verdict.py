@@ -112,6 +112,31 @@ def test_workers_that_are_gone_with_their_host_say_nothing_of_the_release() -> N
         assert judge({}, evidence, LIMITS).verdict == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (host(outcome="failed", problems=["worker 1 has died"]), BrokerEvidence(waited=30.0)),
+        (host(outcome="failed"), BrokerEvidence(waited=30.0)),
+        (host(processes=[]), BrokerEvidence(waited=30.0)),
+        (host(), broker(worker(1, ("mail",), finished=0), SECOND)),
+    ],
+)
+def test_what_becomes_of_workers_on_a_host_without_the_broker_says_nothing_of_the_release(
+    seen: dict[str, Any], told: BrokerEvidence
+) -> None:
+    assert judge(seen, told, LIMITS).verdict == "bad"
+    verdict = judge({**seen, "unreachable": "redis:6379: No route to host"}, told, LIMITS)
+    assert verdict.verdict == "unknown"
+    assert "but this host doesn't reach the broker: redis:6379: No route to host" in verdict.reason
+
+
+def test_what_workers_did_all_the_same_counts_on_a_host_without_the_broker() -> None:
+    alone = host(unreachable="redis:6379: No route to host")
+    assert judge(alone, broker(), LIMITS).verdict == "good"
+    assert judge(alone, broker(worker(1, ("mial",)), SECOND), LIMITS).verdict == "bad"
+    assert judge(alone, broker(worker(1, ("mail",), canaries_failed=1), SECOND), LIMITS).verdict == "bad"
+
+
 def test_workers_that_a_persons_pause_keeps_from_starting_are_unknown() -> None:
     found = outcomes(judge(host(), BrokerEvidence(waited=30.0, paused="a person"), LIMITS))
     assert (found["queues"], found["canary"]) == ("unknown", "unknown")

@@ -88,7 +88,8 @@ class Limits:
 def judge(host: Optional[Mapping[str, Any]], broker: Optional[BrokerEvidence], limits: Limits) -> Verdict:
     """The verdict on a release on one host.
 
-    :param host: what the host saw (``release_info`` with ``watch``); empty or ``None`` when it could not be asked.
+    :param host: what the host saw (``release_info`` with ``watch``); empty or ``None`` when it could not be asked. With
+        ``unreachable`` (why the host doesn't reach the broker) its workers' silence or death is not held against them.
     :param broker: what the broker told; ``None`` when it was not asked.
     """
     probes = (
@@ -124,13 +125,22 @@ def _alive(host: Optional[Mapping[str, Any]]) -> Probe:
     ]
     if problems:
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-        return Probe("alive", BAD, f"{problems[0]}{more}", {**facts, "problems": problems})
+        return _blamed("alive", host, f"{problems[0]}{more}", {**facts, "problems": problems})
+    if host.get("outcome") == "failed":
+        return _blamed("alive", host, "the host's watch ended with 'failed'", facts)
     if host.get("outcome") != "ok":
-        outcome = BAD if host.get("outcome") == "failed" else UNKNOWN
-        return Probe("alive", outcome, f"the host's watch ended with '{host.get('outcome')}'", facts)
+        return Probe("alive", UNKNOWN, f"the host's watch ended with '{host.get('outcome')}'", facts)
     if not processes:
-        return Probe("alive", BAD, "the host runs no process of it", facts)
+        return _blamed("alive", host, "the host runs no process of it", facts)
     return Probe("alive", GOOD, f"{len(processes)} processes ran for {host.get('bake')} s", facts)
+
+
+def _blamed(name: str, host: Optional[Mapping[str, Any]], reason: str, facts: Mapping[str, Any]) -> Probe:
+    """What speaks against a release, unless its host is gone or cut off from the broker: then it says nothing of it."""
+    cut_off = (host or {}).get("unreachable")
+    if cut_off:
+        return Probe(name, UNKNOWN, f"{reason}; but this host doesn't reach the broker: {cut_off}", facts)
+    return Probe(name, BAD if host else UNKNOWN, reason, facts)
 
 
 def _version(host: Optional[Mapping[str, Any]], release: str) -> Probe:
@@ -164,8 +174,7 @@ def _queues(host: Optional[Mapping[str, Any]], broker: Optional[BrokerEvidence],
     if absent and broker.paused:
         return Probe("queues", UNKNOWN, f"{absent}; the queues are paused by {broker.paused}", facts)
     if absent:
-        # A host that is gone has no workers, whatever they were: that says nothing of the release.
-        return Probe("queues", BAD if host else UNKNOWN, absent, facts)
+        return _blamed("queues", host, absent, facts)
     return Probe("queues", GOOD, f"{len(facts)} workers listen to {expected}", facts)
 
 
@@ -195,7 +204,7 @@ def _canary(host: Optional[Mapping[str, Any]], broker: Optional[BrokerEvidence])
     unproven = [worker for worker in broker.workers if not worker.proven]
     if unproven or not facts:
         outcome, reason = _why_unproven(broker, unproven)
-        return Probe("canary", outcome if host else UNKNOWN, reason, facts)
+        return _blamed("canary", host, reason, facts) if outcome == BAD else Probe("canary", outcome, reason, facts)
     return Probe("canary", GOOD, f"each of {len(facts)} workers has finished a task", facts)
 
 
