@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Optional
 from urllib.parse import unquote, urlsplit
 
+from .clock import Deadline
 from .host import Host
 
 _SECONDS = 3.0
+# For one more server when the others have taken it all.
+_LEAST_SECONDS = 0.1
 # By the scheme of a URL, where a server listens that is named without a port.
 _PORTS = {
     "redis": 6379, "rediss": 6379, "redis+sentinel": 26379, "rediss+sentinel": 26379, "redis+cluster": 6379,
@@ -30,9 +32,9 @@ def why_unreachable(url: str) -> str:
 
     At most 3 seconds, beside what looking up names takes.
     """
-    end, said = time.monotonic() + _SECONDS, ""
+    deadline, said = Deadline(_SECONDS), ""
     for place in _places(url):
-        refused = _refused(place, end - time.monotonic())
+        refused = _refused(place, max(_LEAST_SECONDS, deadline.left))
         if refused is None:
             return ""
         said = said or refused
@@ -60,10 +62,10 @@ def _refused(place: tuple[str, int], seconds: float) -> Optional[str]:
     name, port = place
     try:
         if port:
-            socket.create_connection(place, max(0.1, seconds)).close()
+            socket.create_connection(place, seconds).close()
             return None
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(max(0.1, seconds))
+            connection.settimeout(seconds)
             connection.connect(name)
             return None
     except (OSError, UnicodeError) as error:
