@@ -42,6 +42,7 @@ _HEARTBEAT_SECONDS = 30
 _ANSWER_SECONDS = 1.0
 _PACE_SECONDS = 0.25
 _REST_SECONDS = 5.0
+_TRIES = 20
 
 
 class _Line:
@@ -54,14 +55,14 @@ class _Line:
         self._lock = threading.Lock()
         self._complained = False
 
-    def tell(self, notes: dict[str, Any], ask: bool = False) -> None:
-        """Replace what was told last.
+    def tell(self, notes: dict[str, Any], ask: bool = False) -> bool:
+        """Replace what was told last; whether it is.
 
         :param ask: also have the broker answer, which shows that it still is there.
         """
         with self._lock:
             if time.monotonic() < self._rests_until:
-                return
+                return False
             try:
                 self._open(notes)
                 self._publish(notes)
@@ -70,9 +71,10 @@ class _Line:
             except Exception as error:  # noqa: BLE001  # whatever it is, the task goes on
                 self._rests_until = time.monotonic() + _REST_SECONDS
                 self._drop()
-                self._complain(error)
-            else:
-                self._complained = False
+                self.complain(error)
+                return False
+            self._complained = False
+            return True
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -81,7 +83,7 @@ class _Line:
                 if self._channel is not None:
                     self._channel.queue_delete(_NOTES)
             except Exception as error:  # noqa: BLE001  # it runs out by itself
-                self._complain(error)
+                self.complain(error)
             self._drop()
             self._rests_until = float("inf")
 
@@ -110,9 +112,10 @@ class _Line:
             try:
                 connection.close()
             except Exception as error:  # noqa: BLE001  # it is forgotten either way
-                self._complain(error)
+                self.complain(error)
 
-    def _complain(self, error: Exception) -> None:
+    def complain(self, error: Exception) -> None:
+        """Say once that something is not told."""
         if not self._complained:
             self._complained = True
             # Only its kind: the text could hold the broker's password.
@@ -156,7 +159,8 @@ class _Reporter:
             return succeeded(result, **more)
 
         def on_failure(information: Any, *arguments: Any, **more: Any) -> Any:
-            if not isinstance(information.exception, (Ignore, Reject)):
+            error = getattr(information, "exception", None)
+            if not isinstance(getattr(error, "exc", error), (Ignore, Reject)):
                 self._count(request, "failed")
             return failed(information, *arguments, **more)
 
@@ -191,20 +195,24 @@ class _Reporter:
             notes = self._looked()
             due = time.monotonic() > asked_at + _LOOK_SECONDS
             if notes and (due or notes != told):
-                self._line.tell(notes, ask=due)
-                told, asked_at = notes, time.monotonic() if due else asked_at
+                told = notes if self._line.tell(notes, ask=due) else None
+                asked_at = time.monotonic() if due else asked_at
 
     def _end(self) -> None:
         if os.getpid() == self._owner:
             self._line.end()
 
     def _looked(self, beginning: list[Any] | None = None) -> dict[str, Any]:
-        """What there is to tell now; nothing when it was about to change."""
-        try:
-            return self._notes(beginning or []) if self._consumer is not None else {}
-        except RuntimeError:  # a set that another thread has changed just now
-            self._changed.set()
-            return {}
+        """What there is to tell now; nothing where that can't be seen."""
+        for tries_left in reversed(range(_TRIES if self._consumer is not None else 0)):
+            try:
+                return self._notes(beginning or [])
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is no task's affair
+                # Another thread may have changed a set just now.
+                if not isinstance(error, RuntimeError) or not tries_left:
+                    self._line.complain(error)
+                    break
+        return {}
 
     def _consumed(self) -> list[Any]:
         """The queues; while the worker has no connection, those that it had."""
