@@ -17,6 +17,7 @@ from tests.support.servers import free_port, wait_for
 from tools.common import run
 
 _MASTERS = 3
+_TRIES = 5
 _NODE_TIMEOUT = 1000
 """Milliseconds without a word after which a node is taken for dead."""
 
@@ -54,7 +55,18 @@ class Nodes:
         raise AssertionError(f"nobody has slot {slot}")
 
     def start(self) -> None:
-        """Start one more server, without any slot."""
+        """Start one more server, without any slot; on other ports, where somebody else has taken one meanwhile."""
+        for _try in range(_TRIES):
+            port = self._start()
+            server = self.processes[port]
+            wait_for("it answers or has ended", lambda: _answers(port) or server.poll() is not None)  # noqa: B023  # asked at once
+            if server.poll() is None:
+                return
+            del self.processes[port]
+        raise AssertionError(f"no server has come up; see the logs in {self.folder}")
+
+    def _start(self) -> int:
+        """Start a server; its port."""
         port = free_port()
         folder = self.folder / str(port)
         folder.mkdir()
@@ -65,6 +77,7 @@ class Nodes:
         ]  # fmt: skip
         with (folder / "log").open("wb") as log:
             self.processes[port] = subprocess.Popen(["redis-server", *options], stdout=log, stderr=log)
+        return port
 
     def kill(self, port: int) -> None:
         """SIGKILL a server, and see it gone."""
@@ -83,11 +96,9 @@ def cluster(folder: Path) -> Iterator[Nodes]:
     """A cluster that is up, with every replica in step."""
     nodes = Nodes(folder)
     with ExitStack() as parts:
+        parts.callback(nodes.kill_all)
         for _each in range(2 * _MASTERS):
             nodes.start()
-        parts.callback(nodes.kill_all)
-        for port in nodes.processes:
-            wait_for("it answers", lambda port=port: _answers(port))  # type: ignore[misc]  # a lambda in a loop
         create = ["redis-cli", "--cluster", "create", *nodes.places.split(","), "--cluster-replicas", "1"]
         run([*create, "--cluster-yes"], timeout=60)
         wait_for("it is up", lambda: all(_is_ready(port) for port in nodes.processes), 60)
