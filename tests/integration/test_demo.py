@@ -25,8 +25,8 @@ BAD = {
     "wrong-queue": "listens to another queue",
     "never-consumes": "stays up and takes no task",
 }
-# One more is in the scenario deploy_fail_rollback in every run, on hosts with systemd; the others are in faults.
-SHORT = [("rq", "crash"), ("rq", "failing-tasks")]
+# Two more are in the scenario deploy_fail_rollback in every run, on hosts with systemd; the others are in faults.
+SHORT = [("rq", "crash")]
 # A worker of Celery's that dies in the moment in which it takes a task off Redis loses it; docs/engines.md says so.
 LOSES = [("celery", "crash-later")]
 COUNTS = {"enqueued", "finished", "listed", "lost", "duplicated", "announced"}
@@ -94,7 +94,7 @@ def test_the_demo_goes_as_told(engine: str, kind: str, places: Path, tmp_path: P
 
 
 @pytest.mark.timeout(SECONDS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
 def test_a_demo_that_is_stopped_leaves_nothing(number: signal.Signals, places: Path, tmp_path: Path) -> None:
     demo = started(places, tmp_path / "demo")
     assert demo.stdout is not None

@@ -112,6 +112,7 @@ def test_what_is_gone_back_to_while_it_drains_is_started_again(pool: Pool) -> No
     assert first not in {event["release"] for event in reaped(pool)}
 
 
+@pytest.mark.thorough
 def test_after_a_reboot_nothing_is_left_of_what_drained(pool: Pool, engine: Engine) -> None:
     host = pool.workers[0]
     (first,) = view(pool).releases

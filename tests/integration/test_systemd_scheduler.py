@@ -103,6 +103,7 @@ def test_it_does_not_move_in_one_rollout_and_only_to_a_host_of_the_pool(pool: Po
     assert at_work(MARK, WORDS) == before, "nothing was touched"
 
 
+@pytest.mark.thorough
 def test_a_reboot_in_the_middle_comes_up_with_the_last_good_one_alone(pool: Pool) -> None:
     good = on_last_good(pool)
     host = pool.workers[0]
