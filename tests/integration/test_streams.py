@@ -243,7 +243,8 @@ def test_a_withdrawn_canary_leaves_nothing_in_the_stream(
     assert client.xlen("mail") == 0
     name = workers.start(NAME, QUEUES)
     (done,) = engine.send_canary("mail", engine.default_canary, 1, 60)
-    wait_for("it is done", lambda: engine.canaries([done])[0].worker == name)
+    wait_for("it is done", lambda: engine.canaries([done])[0].state == "finished")
+    assert engine.canaries([done])[0].worker == name
     assert engine.workers()[0].finished == 1
     engine.withdraw("mail", [done])
     assert (client.xlen("mail"), engine.workers()[0].finished, client.keys("*canary*")) == (0, 0, [])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
 
 try:
@@ -162,7 +163,7 @@ class Move:
             dead_place = self._messages.dead_place(queue)
             with moving(self._link, queue):
                 if PARKED in self._selection.states:
-                    self._transfer(queue, parked_queue(queue), lambda message, queue=queue: _replayed(queue, message))  # type: ignore[misc]  # mypy can't infer a lambda with a default
+                    self._transfer(queue, parked_queue(queue), partial(_replayed, queue))
                 if DEAD in self._selection.states and dead_place:
                     self._transfer(queue, dead_place, self._to(queue, DEAD, WAITING))
         return self._tally.result()

@@ -70,8 +70,6 @@ def send(link: RedisLink, queue: str, task: str, count: int, seconds: int) -> li
     return ids
 
 
-
-
 def outcomes(link: RedisLink, ids: Sequence[str]) -> list[CanaryOutcome]:
     """As ``Engine.canaries``."""
     found = []
