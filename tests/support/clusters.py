@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from tests.support.servers import free_port, wait_for
+from tests.support.servers import answers, free_port, wait_for
 from tools.common import run
 
 _MASTERS = 3
@@ -106,11 +106,8 @@ def cluster(folder: Path) -> Iterator[Nodes]:
 
 
 def _answers(port: int) -> bool:
-    try:
-        with redis.Redis(port=port) as client:
-            return bool(client.ping())
-    except redis.RedisError:
-        return False
+    with redis.Redis(port=port) as client:
+        return answers(client)
 
 
 def _is_ready(port: int) -> bool:

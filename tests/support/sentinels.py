@@ -15,12 +15,14 @@ from typing import Any
 import redis
 
 from tests.support.bench import Bench, bench_of
-from tests.support.servers import free_port, wait_for
+from tests.support.servers import answers, free_port, wait_for
 
 NAME = "mymaster"
 _SENTINELS = 3
 _DOWN_AFTER = 500
 """Milliseconds without an answer after which a sentinel takes a server for dead."""
+_DOWN_AFTER_AT_START = 60_000
+"""The same while they come up: on a busy machine the first master would else be left before anybody has looked."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ class Watch:
         lines = [
             f"port {port}", "bind 127.0.0.1", f"dir {self.folder}",
             f"sentinel monitor {NAME} 127.0.0.1 {self.servers[0]} 2",
-            f"sentinel down-after-milliseconds {NAME} {_DOWN_AFTER}",
+            f"sentinel down-after-milliseconds {NAME} {_DOWN_AFTER_AT_START}",
             f"sentinel failover-timeout {NAME} 3000",
         ]  # fmt: skip
         lines += [f"sentinel auth-pass {NAME} {self.password}"] if self.password else []
@@ -92,6 +94,12 @@ class Watch:
             lines += [f"requirepass {self.sentinel_password}", f"sentinel sentinel-pass {self.sentinel_password}"]
         config.write_text("\n".join(lines) + "\n", encoding="ascii")
         self._start(port, "redis-server", str(config), "--sentinel")
+
+    def be_quick(self) -> None:
+        """Have the sentinels take a server for dead soon, from now on."""
+        for port in self.sentinels:
+            with self.sentinel(port) as client:
+                client.sentinel_set(NAME, "down-after-milliseconds", _DOWN_AFTER)
 
     def kill(self, port: int) -> None:
         """SIGKILL one of them, and see it gone."""
@@ -104,10 +112,10 @@ class Watch:
         for port in list(self.processes):
             self.kill(port)
 
-    def replicated(self) -> None:
-        """Wait until the replica has everything that the master has."""
-        with self.client(self.master) as master:
-            wait_for("the replica has everything", lambda: _equal(master.info("replication")))
+    def replicated(self, port: int = 0) -> None:
+        """Wait until the replica has everything that the master has, which is the sentinels' unless it is named."""
+        with self.client(port or self.master) as master:
+            wait_for("the replica has everything", lambda: answers(master) and _equal(master.info("replication")))
 
     def failed_over(self, old: int, seconds: float = 30.0) -> int:
         """Wait until the sentinels have made another server the master; its port."""
@@ -153,9 +161,12 @@ def sentinels(folder: Path, password: str = "", sentinel_password: str = "") -> 
         master, replica = watch.servers
         watch.start_server(master)
         watch.start_server(replica, "--replicaof", f"127.0.0.1 {master}")
+        # Before a sentinel asks: it asks again only after ten seconds.
+        watch.replicated(master)
         for port in watch.sentinels:
             watch.start_sentinel(port)
         wait_for("the sentinels know everybody", watch.is_ready, 30.0)
+        watch.be_quick()
         yield watch
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import time
@@ -18,6 +19,8 @@ from typing import NamedTuple, TypeVar
 import redis
 
 _POLL_SECONDS = 0.05
+# By chance, as several processes look for ports at once.
+_PORTS = iter(random.sample(range(10_000, 32_768), 20_000))
 # Not the one in /usr/sbin, which becomes another user where it is root's.
 _RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
@@ -37,10 +40,24 @@ def wait_for(what: str, ask: Callable[[], Answer], seconds: float = 20.0) -> Ans
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on now, and that this process hasn't been given before.
+
+    Not one of those that the kernel gives to whoever connects somewhere (from 32768, by its default): one of these
+    is now and then taken again before the server that it was meant for has come up.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe:
+            if _binds(probe, port):
+                return port
+    raise AssertionError("no port is left")
+
+
+def _binds(probe: socket.socket, port: int) -> bool:
+    try:
+        probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 def own_certificate(folder: Path) -> tuple[Path, Path]:
@@ -65,14 +82,15 @@ def redis_server(folder: Path, *options: str, port: int = 0, password: str = "")
         server = subprocess.Popen([*command, *options], stdout=log, stderr=log)
     try:
         with redis.Redis(port=port, password=password or None) as client:
-            wait_for("redis-server answers", lambda: _answers(client))
+            wait_for("redis-server answers", lambda: answers(client))
         yield f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
     finally:
         server.terminate()
         server.wait(10)
 
 
-def _answers(client: redis.Redis) -> bool:
+def answers(client: redis.Redis) -> bool:
+    """Whether it is there."""
     try:
         return bool(client.ping())
     except redis.ConnectionError:
