@@ -196,7 +196,8 @@ def test_what_was_kept_only_because_it_ran_is_pruned_when_it_has_ended(pool: Loc
         pool.end()
     assert (pool.root / "releases" / first).exists(), "a process runs from it"
     wait_for("it is let go", lambda: first in [event["release"] for event in reaped(pool)], SOON)
-    wait_for("it is pruned", lambda: not (pool.root / "releases" / first).exists())
+    wait_for("it is pruned", lambda: first not in pool.open().state().good_releases())
+    assert not (pool.root / "releases" / first).exists()
     assert len(pool.open().state().good_releases()) == 2
 
 
