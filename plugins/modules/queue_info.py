@@ -92,7 +92,8 @@ capabilities:
     C(pause_survives_worker_restart), C(pause_survives_broker_restart), C(quiet_can_be_undone),
     C(uncountable_states) (the states that are null), C(counts_failures), C(kill_effect) (what SIGKILL does to an
     executing task, which it V(loses), V(repeats) or V(sticks)), C(stuck_seconds) (until what a killed worker had
-    taken comes back by itself, or null), C(unknown_task) (V(dead), V(lost), V(retried) or V(done)),
+    taken comes back by itself, or null), C(unknown_task) (V(dead), V(lost), V(retried), V(done) or
+    V(parked)),
     C(put_back) (what is replayed or recovered goes V(first) or V(last)).
   type: dict
   returned: success

@@ -120,7 +120,7 @@ def test_an_unknown_task_becomes_what_the_capabilities_say(engine: Engine, bench
     wait_for("the worker has come past it", lambda: bench.executions(2) == (1, 1))
     found = balance(engine, bench.ledger_url, QUEUES)
     assert found.lost == ({unknown} if engine.capabilities.unknown_task == "lost" else frozenset())
-    kept = {DEAD: DEAD, "retried": RETRYING}.get(engine.capabilities.unknown_task)
+    kept = {DEAD: DEAD, "retried": RETRYING, PARKED: PARKED}.get(engine.capabilities.unknown_task)
     if kept:
         assert engine.task_ids("mail", kept, 10).ids == (unknown,)
 

@@ -64,7 +64,7 @@ class Capabilities:
     stuck_seconds: Optional[float]
     """Seconds until a killed worker's task comes back by itself; ``None`` when it doesn't without a recovery step."""
     unknown_task: str
-    """What a task comes to whose name the worker doesn't know: ``dead``, ``lost``, ``retried`` or ``done``."""
+    """What a task comes to that the worker doesn't know: ``dead``, ``lost``, ``retried``, ``done`` or ``parked``."""
     put_back: str = "first"
     """Where a task goes that is replayed or recovered to waiting: ``first``, before all that wait, or ``last``.
     What the broker gives back by itself (``kill_effect`` is ``repeats``) has its old place."""

@@ -150,7 +150,7 @@ ENGINES = {
         WorkerDefaults(
             command=_celery_command("backstep_celery"),
             broker_variable="CELERY_BROKER_URL",
-            reporters=("backstep_celery.py",),
+            reporters=("backstep_celery.py", "backstep_celery_unknown.py"),
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=3600,
         ),

@@ -55,7 +55,7 @@ class CeleryEngine(PauselessEngine):
         counts_failures=True,
         kill_effect="loses",
         stuck_seconds=3600,
-        unknown_task="lost",
+        unknown_task="parked",
     )
 
     def known_queues(self) -> list[str]:

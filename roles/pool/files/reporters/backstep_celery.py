@@ -28,6 +28,7 @@ import time
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import backstep_celery_unknown  # noqa: F401  # it acts by being there
 from celery import current_app, signals
 
 _NAME = os.environ.get("BACKSTEP_WORKER", "")
