@@ -36,6 +36,14 @@ options:
       - Not done in check mode.
     type: bool
     default: false
+  names:
+    description:
+      - Whether to also tell the tasks by their names. Each of them is looked at for that, within the broker.
+      - RabbitMQ has no way to look. There, the first 10,000 tasks of each queue are taken for a moment and put back,
+        which counts as a delivery of each, and the names of the others aren't told. In a quorum queue, which limits
+        deliveries, none is taken, and no name told.
+    type: bool
+    default: false
   forecast:
     description:
       - Whether to also tell which tasks would be lost with a worker that is killed.
@@ -79,6 +87,15 @@ executing:
   elements: dict
   returned: success
   sample: [{"id": "6f1c", "task": "mail.send", "queue": "mail", "started": 1795243024.3}]
+tasks:
+  description: >-
+    Every task by its name, sorted by C(queue), C(state) (V(executing) stands for V(abandoned) too) and C(task) (the
+    name, or null for those that don't tell it); C(count), and C(oldest) (when the oldest was enqueued, in epoch
+    seconds, or null).
+  type: list
+  elements: dict
+  returned: with O(names=true)
+  sample: [{"queue": "mail", "state": "waiting", "task": "mail.send", "count": 12, "oldest": 1795243024.3}]
 paused:
   description: >-
     The pause. C(paused), C(by_person) (somebody else than Backstep made it), C(owner), C(since) and C(expires_in)
@@ -148,6 +165,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             "executing": [as_result(task) for task in engine.executing(queues)],
             "paused": as_result(engine.pause_state()),
             "capabilities": as_result(engine.capabilities),
+            **({"tasks": [as_result(some) for some in engine.named_tasks(queues)]} if params["names"] else {}),
             **({"lost_when_killed": engine.lost_when_killed()} if params["forecast"] else {}),
         }
 
@@ -159,6 +177,7 @@ def main() -> None:
             **BROKER_OPTIONS,
             "queues": {"type": "list", "elements": "raw", "default": []},
             "prove_rights": {"type": "bool", "default": False},
+            "names": {"type": "bool", "default": False},
             "forecast": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

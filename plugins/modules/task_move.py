@@ -116,7 +116,8 @@ moved:
   description: >-
     How many tasks were moved, or would be. C(count), C(by_queue), C(before) and C(after) (tasks by the state that they
     were in and are in), C(ids) (at most 1000), C(cut) (whether there are more), C(vanished) (parked ids whose tasks
-    somebody has deleted).
+    somebody has deleted), C(tasks) (the same by C(queue), C(state) (that they were in), C(task) (their name, or null),
+    with C(count) and C(oldest), when the oldest was enqueued, in epoch seconds, or null).
   type: dict
   returned: with O(operation=park) and O(operation=replay)
   sample: {"count": 1, "by_queue": {"mail": 1}, "before": {"waiting": 1}, "after": {"parked": 1}, "ids": ["6f1c"]}

@@ -14,10 +14,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
     DEAD,
     EXECUTING,
     LISTED_STATES,
+    PARKED,
     RETRYING,
     SCHEDULED,
     WAITING,
     Engine,
+    Selection,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BrokerRefused, BrokerUnreachable
@@ -58,13 +60,45 @@ def test_each_state_is_counted_and_listed(engine: Engine, bench: Bench) -> None:
     wait_for("it executes", lambda: [task.id for task in engine.executing(["mail"])] == [executing])
     waiting = [bench.enqueue("mail", number, 0) for number in (2, 3)]
     scheduled = [bench.enqueue("mail", 4, 0, delay=3600)] if bench.schedules else []
-    kept = {DEAD: DEAD, "retried": RETRYING}.get(engine.capabilities.unknown_task)
+    kept = {DEAD: DEAD, "retried": RETRYING, PARKED: PARKED}.get(engine.capabilities.unknown_task)
     load = expected(engine, executing=1, waiting=2, scheduled=len(scheduled), **({kept: 1} if kept else {}))
     wait_for("everything is where it belongs", lambda: counts(engine, "mail") == load)
     listed = {state: sorted(engine.task_ids("mail", state, 10).ids) for state in LISTED_STATES}
     held = {EXECUTING: [executing], WAITING: waiting, SCHEDULED: scheduled, kept: [unknown]}
     assert listed == {state: held.get(state, []) for state in LISTED_STATES}
     assert [worker.name for worker in engine.workers()] == [name]
+
+
+def test_each_task_is_told_by_its_name(engine: Engine, bench: Bench) -> None:
+    began = time.time()
+    bench.start(NAME, ["mail"])
+    bench.enqueue("mail", 0, task=UNKNOWN_TASK)
+    executing = bench.enqueue("mail", 1, 60)
+    wait_for("it executes", lambda: [task.id for task in engine.executing(["mail"])] == [executing])
+    for number in (2, 3):
+        bench.enqueue("mail", number, 0)
+    parked = [bench.enqueue("other", number, task=UNKNOWN_TASK) for number in (4, 5)]
+    bench.enqueue("other", 6, 0)
+    engine.park(["other"], Selection((WAITING,), ids=tuple(parked[:1])), "test", "")
+    if bench.schedules:
+        bench.enqueue("mail", 7, 0, delay=3600)
+    kept = {DEAD: DEAD, "retried": RETRYING, PARKED: PARKED}.get(engine.capabilities.unknown_task)
+    known, unknown = bench.named(TASK), bench.named(UNKNOWN_TASK)
+    load = {
+        ("mail", EXECUTING, known): 1, ("mail", WAITING, known): 2, ("other", WAITING, known): 1,
+        ("other", WAITING, unknown): 1, ("other", PARKED, unknown): 1,
+        **({("mail", SCHEDULED, known): 1} if bench.schedules else {}),
+        **({("mail", kept, unknown): 1} if kept else {}),
+    }  # fmt: skip
+
+    def named() -> dict[tuple[str, str, str | None], int]:
+        return {(some.queue, some.state, some.task): some.count for some in engine.named_tasks(["mail", "other"])}
+
+    wait_for("everything is told by its name", lambda: named() == load)
+    times = [some.oldest for some in engine.named_tasks(["mail", "other"]) if some.oldest is not None]
+    # The producer for Dramatiq says that an hour has passed since.
+    assert all(began - 7200 <= at <= time.time() + 1 for at in times)
+    assert engine.named_tasks(["nothing"]) == []
 
 
 def test_what_executes_is_told_with_its_worker_and_its_start(engine: Engine, bench: Bench) -> None:
@@ -112,6 +146,7 @@ def test_reading_changes_nothing(engine: Engine, bench: Bench, broker: Broker) -
     engine.queue_states(["mail"])
     for state in LISTED_STATES:
         engine.task_ids("mail", state, 10)
+    engine.named_tasks(["mail"])
     engine.workers()
     engine.executing(["mail"])
     engine.pause_state()

@@ -174,6 +174,19 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class NamedTasks:
+    """How many tasks of one name are in one state of a queue."""
+
+    queue: str
+    state: str
+    task: Optional[str]
+    """``None`` where a task doesn't tell its name."""
+    count: int
+    oldest: Optional[float]
+    """When the oldest was enqueued (epoch seconds); ``None`` where none of them tells that."""
+
+
+@dataclass(frozen=True)
 class Moved:
     """What a move did, or would do (``dry_run``)."""
 
@@ -186,6 +199,8 @@ class Moved:
     """At most ``LISTED_AT_MOST`` ids."""
     vanished: tuple[str, ...] = ()
     """Ids that were parked and that somebody has since deleted; forgotten."""
+    tasks: tuple[NamedTasks, ...] = ()
+    """The same by name, in the states that they were in."""
 
     @property
     def count(self) -> int:
@@ -273,6 +288,12 @@ class Engine(ABC):
     @abstractmethod
     def task_ids(self, queue: str, state: str, limit: int) -> TaskIds:
         """Ids of tasks in one of ``LISTED_STATES``, canaries left out, at most ``limit``."""
+
+    @abstractmethod
+    def named_tasks(self, queues: Sequence[str]) -> list[NamedTasks]:
+        """Every task by its name, sorted by queue, state and name: what lies in these queues, what workers have taken
+        ahead, and what they execute (what is abandoned counts as that). Canaries are left out; no argument is decoded.
+        """
 
     @abstractmethod
     def workers(self) -> list[WorkerSeen]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from typing import Any, ClassVar, NamedTuple, Optional
 
 from ..._rollout.errors import BrokerUnreachable
@@ -20,13 +21,15 @@ from .. import engine as contract
 from ..engine import CANARY_PREFIX
 from . import _amqp_moves as moves
 from ._amqp import AmqpLink
-from ._amqp_messages import Messages, is_canary, parked_queue
+from ._amqp_messages import Message, Messages, is_canary, parked_queue
 from ._amqp_notes import Notes, Workers, seen
 from ._moves import Moving, TaskMove
 from ._pauseless import Pauseless
 
 # A worker notes what it was given within milliseconds; a canary that is nowhere for so long is nowhere.
 _NOTED_SECONDS = 1.0
+# Whoever looks at tasks takes them for as long as that lasts, and they count as delivered once more.
+_NAMED_AT_MOST = 10_000
 
 
 class _Counts(NamedTuple):
@@ -159,21 +162,66 @@ class AmqpEngine(Pauseless, Moving):
         return contract.unique([*ahead, *kept, *listed]), sum(some.tasks for some in later) > len(kept)
 
     def _listed(self, queue: str, place: str, state: str, limit: int) -> list[str]:
-        """The ids of what lies there, one more than ``limit`` at most. Each is taken for a moment, and put back."""
+        """The ids of what lies there, one more than ``limit`` at most."""
+        ids: list[str] = []
+        with closing(self._lying_in(queue, place)) as messages:
+            for message in messages:
+                known = self.messages.id(message)
+                if known and self._state_in(queue, place, message) == state:
+                    ids.append(known)
+                if len(ids) > limit:
+                    break
+        return ids
+
+    def _lying_in(self, queue: str, place: str, at_most: Optional[int] = None) -> Generator[Message, None, None]:
+        """What lies there, canaries left out. Each is taken for a moment, and put back at the end."""
         with self._link.locked(f"queue.{queue}"):
             left = moves.unfinished(self._link, queue)
             hidden = left.hidden(self.messages, queue, place) if left else ()
-            ids: list[str] = []
             count = self._link.count(place) or 0
             with self._link.channel() as channel:
-                for message in moves.walk(channel, place, count):
+                for message in moves.walk(channel, place, count if at_most is None else min(count, at_most)):
                     known = self.messages.id(message)
-                    is_it = state == contract.PARKED or self.messages.state(place, message) == state
-                    if known and is_it and not is_canary(known) and known not in hidden:
-                        ids.append(known)
-                    if len(ids) > limit:
-                        break
-        return ids
+                    if not is_canary(known) and known not in hidden:
+                        yield message
+
+    def _state_in(self, queue: str, place: str, message: Message) -> str:
+        return contract.PARKED if place == parked_queue(queue) else self.messages.state(place, message)
+
+    def _lying(self, queues: Sequence[str]) -> list[contract.NamedTasks]:
+        """Of what lies in one place, the first 10,000 are named; none in a quorum queue."""
+        counting = self._link.management.quorum_queues()
+        found: list[contract.NamedTasks] = []
+        for queue in queues:
+            places = {**self.messages.places(queue), parked_queue(queue): (contract.PARKED,)}
+            for place, states in places.items():
+                at_most = 0 if place in counting else _NAMED_AT_MOST
+                beyond = (self._link.count(place) or 0) - at_most
+                if beyond > 0:
+                    found.append(contract.NamedTasks(queue, states[0], None, beyond, None))
+                with closing(self._lying_in(queue, place, at_most)) as messages:
+                    for message in messages:
+                        state = self._state_in(queue, place, message)
+                        task, enqueued = self.messages.task(message), self.messages.enqueued(message)
+                        found.append(contract.NamedTasks(queue, state, task, 1, enqueued))
+        return found
+
+    def _taken(self, queues: Sequence[str]) -> list[contract.NamedTasks]:
+        found: list[contract.NamedTasks] = []
+        for notes in self._workers.living():
+            for task in notes.held:
+                state = contract.WAITING if task.started is None else contract.EXECUTING
+                if task.queue in queues and not is_canary(task.id):
+                    found.append(contract.NamedTasks(task.queue, state, task.task, 1, None))
+            for later in notes.later:
+                unnamed = (None, later.tasks - sum(later.names.values()))
+                if later.queue in queues:
+                    found += [
+                        contract.NamedTasks(later.queue, later.state, name, tasks, None)
+                        for name, tasks in (*later.names.items(), unnamed)
+                        if tasks > 0
+                    ]
+        return found
 
     def workers(self) -> list[contract.WorkerSeen]:
         return [seen(notes, self._uncounted(notes)) for notes in self._workers.living()]

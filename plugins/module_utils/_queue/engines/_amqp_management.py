@@ -37,6 +37,11 @@ class Management:
         found = self._get(f"queues/{quote(self._place.vhost, safe='')}?columns=name,exclusive")
         return {str(queue["name"]): bool(queue.get("exclusive")) for queue in found}
 
+    def quorum_queues(self) -> set[str]:
+        """Those that count each look at a task as a delivery of it, and from RabbitMQ 4.0 on drop it at the 20th."""
+        found = self._get(f"queues/{quote(self._place.vhost, safe='')}?columns=name,type")
+        return {str(queue["name"]) for queue in found if queue.get("type") == "quorum"}
+
     def facts(self) -> dict[str, Any]:
         """As ``Engine.check`` gives them. The role is always the same, as any node answers for all of them; the uptime
         is told to users with the tag ``monitoring`` only."""

@@ -224,7 +224,9 @@ class Move:
                 channel.basic_ack(message[0].delivery_tag)
             _note(channel, queue, source, (), ())
             channel.tx_commit()
-        self._tally.add(queue, ids, [copy.before for _message, copy in batch], [copy.after for _message, copy in batch])
+        facts = [(self._messages.task(message), self._messages.enqueued(message)) for message, _copy in batch]
+        before, after = [copy.before for _message, copy in batch], [copy.after for _message, copy in batch]
+        self._tally.add(queue, ids, before, after, facts)
 
     def _refuse(self, channel: Any, queue: str, source: str, target: str) -> None:
         _note(channel, queue, source, (), ())

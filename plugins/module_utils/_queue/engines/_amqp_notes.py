@@ -34,6 +34,8 @@ class Later(NamedTuple):
     tasks: int
     ids: tuple[str, ...]
     """The first of them."""
+    names: dict[str, int]
+    """How many there are of each name, as far as it tells."""
 
 
 @dataclass
@@ -184,7 +186,13 @@ def _task(worker: str, told: dict[str, Any]) -> ExecutingTask:
 
 
 def _later(told: dict[str, Any]) -> Later:
-    return Later(str(told["queue"]), str(told["state"]), int(told["tasks"]), tuple(map(str, told["ids"])))
+    return Later(
+        queue=str(told["queue"]),
+        state=str(told["state"]),
+        tasks=int(told["tasks"]),
+        ids=tuple(map(str, told["ids"])),
+        names={str(name): int(tasks) for name, tasks in told.get("names", {}).items()},
+    )
 
 
 def seen(notes: Notes, ignored: Collection[str]) -> WorkerSeen:

@@ -42,8 +42,8 @@ class Move(RedisMove):
                 self._walk_list(queue, {}, lambda want, skip, place=place: self._park(queue, want, skip, place))  # type: ignore[misc]
 
     def _park(self, queue: str, want: str, skip: int, place: str) -> Batch:
-        ids, states, seen = self._link.run(scripts.PARK, queue, want, skip, BATCH, place)
-        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), seen=seen)
+        ids, states, seen, facts = self._link.run(scripts.PARK, queue, want, skip, BATCH, place)
+        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), facts, seen=seen)
 
     def _replay_queue(self, queue: str) -> None:
         super()._replay_queue(queue)
@@ -51,9 +51,9 @@ class Move(RedisMove):
             self._walk_list(queue, {}, lambda want, skip: self._revive(queue, want, skip))
 
     def _revive(self, queue: str, want: str, skip: int) -> Batch:
-        ids, seen = self._link.run(scripts.REPLAY_DEAD, queue, want, skip, BATCH)
-        return Batch(ids, [DEAD] * len(ids), [WAITING] * len(ids), seen=seen)
+        ids, seen, facts = self._link.run(scripts.REPLAY_DEAD, queue, want, skip, BATCH)
+        return Batch(ids, [DEAD] * len(ids), [WAITING] * len(ids), facts, seen=seen)
 
     def _replayed(self, answer: Sequence[Any]) -> Batch:
-        ids, states, vanished, seen = answer
-        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], (), vanished, seen)
+        ids, states, vanished, seen, facts = answer
+        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], facts, (), vanished, seen)

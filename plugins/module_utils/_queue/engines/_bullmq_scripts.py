@@ -15,6 +15,10 @@ from __future__ import annotations
 COMMON = """
 local queue = ARGV[1]
 local base, parked = 'bull:' .. queue .. ':', 'backstep:bullmq:parked:' .. queue
+-- name and enqueueing time of what was found wanted last, and of all that was moved
+local task, at
+local facts = {}
+local function tell() facts[#facts + 1] = task or ''; facts[#facts + 1] = at or '' end
 local function is_paused() return redis.call('HEXISTS', base .. 'meta', 'paused') == 1 end
 local function wake() if not is_paused() then redis.call('ZADD', base .. 'marker', 0, '0') end end
 local function wait_list() return is_paused() and base .. 'paused' or base .. 'wait' end
@@ -51,9 +55,10 @@ local function is_wanted(id, want)
   if want.ids and not want.ids[id] then return false end
   local job = redis.call('HMGET', base .. id, 'name', 'timestamp')
   if not job[1] then return false end
-  local at = tonumber(job[2] or '')
-  if want.after and not (at and at > want.after * 1000) then return false end
-  if want.before and not (at and at < want.before * 1000) then return false end
+  local known = tonumber(job[2] or '')
+  if want.after and not (known and known > want.after * 1000) then return false end
+  if want.before and not (known and known < want.before * 1000) then return false end
+  task, at = job[1], known and string.format('%.3f', known / 1000)
   return not want.tasks or want.tasks[job[1]] == true
 end
 """
@@ -118,7 +123,7 @@ return found
 """
 )
 
-# ARGV: queue, selection, skip, count, place -> {moved ids, their states, entries seen}.
+# ARGV: queue, selection, skip, count, place -> {moved ids, their states, entries seen, facts}.
 # From where new ones come in: we may see an entry twice, and never miss one that no worker takes.
 PARK = (
     COMMON
@@ -143,7 +148,7 @@ for i, id in ipairs(entries) do
   if #moved >= want.limit then break end
   local state = state_of(id)
   if want.states[state] and is_wanted(id, want) then
-    moved[#moved + 1], states[#states + 1] = id, state
+    moved[#moved + 1], states[#states + 1] = id, state; tell()
     if not want.dry then
       local score = is_list and '' or redis.call('ZSCORE', key, id)
       if is_list then redis.call('LSET', key, skip + i - 1, 'backstep-moved') else redis.call('ZREM', key, id) end
@@ -157,11 +162,12 @@ if is_list and #moved > 0 and not want.dry then
   local near_head = skip < redis.call('LLEN', key) / 2
   redis.call('LREM', key, near_head and #moved or -#moved, 'backstep-moved')
 end
-return {moved, states, #entries}
+return {moved, states, #entries, facts}
 """
 )
 
-# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, vanished ids, entries seen}.
+# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, vanished ids, entries seen,
+# facts}.
 # From the last one forward, each to where workers take from: cut short anywhere, the order is right.
 REPLAY_PARKED = (
     COMMON
@@ -181,7 +187,7 @@ for _, id in ipairs(ids) do
     if not want.dry then forget(id) end
   elseif is_wanted(id, want) then
     local place, score = string.match(redis.call('HGET', parked .. ':from', id), '^([^:]*):(.*)$')
-    moved[#moved + 1] = id
+    moved[#moved + 1] = id; tell()
     states[#states + 1] = place ~= 'delayed' and 'waiting' or is_retry(id) and 'retrying' or 'scheduled'
     if not want.dry then
       forget(id)
@@ -197,7 +203,7 @@ for _, id in ipairs(ids) do
     end
   end
 end
-return {moved, states, vanished, #ids}
+return {moved, states, vanished, #ids, facts}
 """
 )
 
@@ -216,7 +222,7 @@ return {matches, last, #ids}
 """
 )
 
-# ARGV: queue, selection, skip, count -> {moved ids, entries seen}. The one that failed first comes first.
+# ARGV: queue, selection, skip, count -> {moved ids, entries seen, facts}. The one that failed first comes first.
 REPLAY_DEAD = (
     COMMON
     + """
@@ -225,11 +231,11 @@ local ids, moved = redis.call('ZRANGE', base .. 'failed', ARGV[3], ARGV[3] + ARG
 for _, id in ipairs(ids) do
   if #moved >= want.limit then break end
   if is_wanted(id, want) then
-    moved[#moved + 1] = id
+    moved[#moved + 1] = id; tell()
     if not want.dry then redis.call('ZREM', base .. 'failed', id); revive(id) end
   end
 end
-return {moved, #ids}
+return {moved, #ids, facts}
 """
 )
 

@@ -36,9 +36,9 @@ class Move(RedisMove):
             self._walk_list(queue, {}, lambda want, skip, key=key: self._park(queue, want, skip, key))  # type: ignore[misc]
 
     def _park(self, queue: str, want: str, skip: int, key: str) -> Batch:
-        ids, states, seen = self._link.run(scripts.PARK, queue, want, skip, BATCH, key)
-        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), seen=seen)
+        ids, states, seen, facts = self._link.run(scripts.PARK, queue, want, skip, BATCH, key)
+        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), facts, seen=seen)
 
     def _replayed(self, answer: Sequence[Any]) -> Batch:
-        ids, states, seen = answer
-        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], seen=seen)
+        ids, states, seen, facts = answer
+        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], facts, seen=seen)

@@ -24,6 +24,12 @@ local function read(raw)
   end
   return type(found.id) == 'string' and found or nil
 end
+-- name and enqueueing time of all that was moved
+local facts = {}
+local function tell(found)
+  facts[#facts + 1] = type(found.task) == 'string' and found.task or ''
+  facts[#facts + 1] = '' -- Celery doesn't note it
+end
 local function is_wanted(found, want)
   if not found or string.sub(found.id, 1, #want.canary) == want.canary then return false end
   if want.states and not want.states[found.state] then return false end
@@ -33,7 +39,7 @@ end
 """
 
 # ARGV: queue, selection, skip (entries at the head to pass over), count, list
-# -> {moved ids, their states, entries seen}.
+# -> {moved ids, their states, entries seen, facts}.
 # From the head, where producers push: we may see an entry twice, and never miss one that a worker doesn't take.
 PARK = (
     _SELECT
@@ -54,7 +60,7 @@ for i, raw in ipairs(entries) do
   if #moved >= want.limit then break end
   local found = read(raw)
   if is_wanted(found, want) then
-    moved[#moved + 1], states[#states + 1] = found.id, found.state
+    moved[#moved + 1], states[#states + 1] = found.id, found.state; tell(found)
     if not want.dry then
       redis.call('LSET', list, skip + i - 1, 'backstep-moved')
       local order = next_order()
@@ -69,7 +75,7 @@ if #moved > 0 and not want.dry then
   local near_head = skip < redis.call('LLEN', list) / 2
   redis.call('LREM', list, near_head and #moved or -#moved, 'backstep-moved')
 end
-return {moved, states, #entries}
+return {moved, states, #entries, facts}
 """
 )
 
@@ -82,7 +88,7 @@ local function origin(member) return string.match(member, '^%-?%d+%z(.-)%z(.*)$'
 """
 )
 
-# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen}.
+# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen, facts}.
 # From the last one forward, each to where workers take from: cut short anywhere, the order is right.
 REPLAY_PARKED = (
     _PARKED
@@ -94,7 +100,7 @@ for _, member in ipairs(members) do
   local raw = redis.call('HGET', parked .. ':messages', member)
   local found = read(raw)
   if is_wanted(found, want) then
-    moved[#moved + 1], states[#states + 1] = found.id, found.state
+    moved[#moved + 1], states[#states + 1] = found.id, found.state; tell(found)
     if not want.dry then
       redis.call('ZREM', parked, member)
       redis.call('HDEL', parked .. ':messages', member)
@@ -103,7 +109,7 @@ for _, member in ipairs(members) do
     end
   end
 end
-return {moved, states, #members}
+return {moved, states, #members, facts}
 """
 )
 

@@ -141,7 +141,7 @@ def recover(
     entries = [held for held in found.held if _is_nobodys(held, workers_gone)]
     for process in found.processes:
         if process.later and (process.worker in workers_gone or process.silent or process.ended):
-            entries += _held_for_later(link, queue, process)
+            entries += held_for_later(link, queue, process)
     entries.sort(key=_age)
     taken = {held.redis_id for held in entries} if dry_run else _take_back(link, queue, entries, workers_gone, to)
     return [
@@ -169,7 +169,8 @@ def _is_nobodys(held: Held, workers_gone: Collection[str]) -> bool:
     return held.process.worker in workers_gone or held.state == ABANDONED or let_go
 
 
-def _held_for_later(link: RedisLink, queue: str, process: Process) -> list[Held]:
+def held_for_later(link: RedisLink, queue: str, process: Process) -> list[Held]:
+    """What a process has taken that is due later."""
     found: dict[str, Held] = {}
     cursor = b""
     while cursor != b"0":

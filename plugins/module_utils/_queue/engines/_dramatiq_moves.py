@@ -37,8 +37,8 @@ class Move(RedisMove):
                 self._walk_list(queue, extra, lambda want, skip, place=place: self._park(queue, want, skip, place))  # type: ignore[misc]
 
     def _park(self, queue: str, want: str, skip: int, place: str) -> Batch:
-        ids, states, seen = self._link.run(scripts.PARK, queue, want, skip, BATCH, place)
-        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), seen=seen)
+        ids, states, seen, facts = self._link.run(scripts.PARK, queue, want, skip, BATCH, place)
+        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), facts, seen=seen)
 
     def _replay_queue(self, queue: str) -> None:
         super()._replay_queue(queue)
@@ -46,12 +46,12 @@ class Move(RedisMove):
             self._walk_list(queue, {}, lambda want, skip: self._replay_dead(queue, want, skip))
 
     def _replay_dead(self, queue: str, want: str, skip: int) -> Batch:
-        ids, seen = self._link.run(scripts.REPLAY_DEAD, queue, want, skip, BATCH)
-        return Batch(ids, [DEAD] * len(ids), [WAITING] * len(ids), seen=seen)
+        ids, seen, facts = self._link.run(scripts.REPLAY_DEAD, queue, want, skip, BATCH)
+        return Batch(ids, [DEAD] * len(ids), [WAITING] * len(ids), facts, seen=seen)
 
     def _replayed(self, answer: Sequence[Any]) -> Batch:
-        ids, states, seen = answer
-        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], seen=seen)
+        ids, states, seen, facts = answer
+        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], facts, seen=seen)
 
 
 def _milliseconds(epoch: Optional[float]) -> Optional[int]:

@@ -95,6 +95,12 @@ _SELECT = (
     + """
 local queue, want = ARGV[1], cjson.decode(ARGV[2])
 local parked = 'backstep:dramatiq:parked:' .. queue
+-- name and enqueueing time of all that was moved
+local facts = {}
+local function tell(found)
+  facts[#facts + 1] = type(found.task) == 'string' and found.task or ''
+  facts[#facts + 1] = tonumber(found.at) and string.format('%.3f', found.at / 1000) or ''
+end
 local function is_wanted(found)
   if not found or sub(found.id, 1, #want.canary) == want.canary then return false end
   if want.states and not want.states[found.state] then return false end
@@ -108,7 +114,7 @@ end
 )
 
 # ARGV: queue, selection, skip (entries at the far end to pass over), count, place -> {moved ids, their states, entries
-# seen}. From the last task forward: what is taken and added meanwhile makes us see one twice, never miss one.
+# seen, facts}. From the last task forward: what is taken and added meanwhile makes us see one twice, never miss one.
 PARK = (
     _SELECT
     + """
@@ -122,11 +128,11 @@ for i = #ids, 1, -1 do
   if #moved >= want.limit then break end
   local found = read(raws[i], place)
   if is_wanted(found) then
-    moved[#moved + 1], states[#states + 1] = found.id, found.state
+    moved[#moved + 1], states[#states + 1] = found.id, found.state; tell(found)
     taken[#taken + 1], places[#places + 1] = ids[i], i
   end
 end
-if #moved == 0 or want.dry then return {moved, states, #ids} end
+if #moved == 0 or want.dry then return {moved, states, #ids, facts} end
 local orders, members, messages = parked .. ':order', {}, {}
 if redis.call('HEXISTS', orders, want.owner) == 0 then
   -- a later call's numbers are all larger, and within a call they fall, since it walks from the last task forward
@@ -153,7 +159,7 @@ else
   local near_end = skip < redis.call('LLEN', key) / 2
   redis.call('LREM', key, near_end and -#moved or #moved, 'backstep-moved')
 end
-return {moved, states, #ids}
+return {moved, states, #ids, facts}
 """
 )
 
@@ -174,7 +180,7 @@ end
 """
 )
 
-# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen}.
+# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen, facts}.
 # From the last one forward, each to where workers take from: cut short anywhere, the order is right.
 REPLAY_PARKED = (
     _PARKED
@@ -186,13 +192,13 @@ for member, found, raw, place, id in read_parked(members) do
   if #moved >= want.limit then break end
   if found then
     if place == 'dead' then place, found.state = 'waiting', 'waiting' end
-    moved[#moved + 1], states[#states + 1], taken[#taken + 1] = found.id, found.state, member
+    moved[#moved + 1], states[#states + 1], taken[#taken + 1] = found.id, found.state, member; tell(found)
     table.insert(lists[place], id)
     table.insert(messages[place], id)
     table.insert(messages[place], raw)
   end
 end
-if #moved == 0 or want.dry then return {moved, states, #members} end
+if #moved == 0 or want.dry then return {moved, states, #members, facts} end
 redis.call('ZREM', parked, unpack(taken))
 redis.call('HDEL', parked .. ':messages', unpack(taken))
 if redis.call('EXISTS', parked) == 0 then redis.call('DEL', parked .. ':why') end
@@ -202,7 +208,7 @@ for place, ids in pairs(lists) do
     redis.call('LPUSH', base(queue, place), unpack(ids))
   end
 end
-return {moved, states, #members}
+return {moved, states, #members, facts}
 """
 )
 
@@ -223,7 +229,7 @@ return {matches, last, #members}
 """
 )
 
-# ARGV: queue, selection, skip, count -> {moved ids, entries seen}. The oldest first, each behind what waits.
+# ARGV: queue, selection, skip, count -> {moved ids, entries seen, facts}. The oldest first, each behind what waits.
 REPLAY_DEAD = (
     _SELECT
     + """
@@ -235,7 +241,7 @@ for _, id in ipairs(ids) do
   local raw = redis.call('HGET', dead .. '.msgs', id)
   local found = read(raw, 'dead')
   if is_wanted(found) then
-    moved[#moved + 1] = found.id
+    moved[#moved + 1] = found.id; tell(found)
     if not want.dry then
       redis.call('ZREM', dead, id)
       redis.call('HDEL', dead .. '.msgs', id)
@@ -244,7 +250,7 @@ for _, id in ipairs(ids) do
     end
   end
 end
-return {moved, #ids}
+return {moved, #ids, facts}
 """
 )
 

@@ -6,13 +6,28 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Optional, Protocol
 
 from ..._rollout.errors import BadInput
-from ..engine import DEAD, LISTED_AT_MOST, PARKED, RETRYING, SCHEDULED, WAITING, Engine, Moved, Selection
+from ..engine import (
+    CANARY_PREFIX,
+    DEAD,
+    EXECUTING,
+    LISTED_AT_MOST,
+    PARKED,
+    RETRYING,
+    SCHEDULED,
+    WAITING,
+    Engine,
+    Moved,
+    NamedTasks,
+    Selection,
+)
 
 _NO_LIMIT = 2**53
+Fact = tuple[Optional[str], Optional[float]]
+"""A task's name, and when it was enqueued (epoch seconds); ``None`` for what it doesn't tell."""
 
 
 class Tally:
@@ -25,11 +40,20 @@ class Tally:
         self.after: Counter[str] = Counter()
         self.ids: list[str] = []
         self.vanished: list[str] = []
+        self.tasks: list[NamedTasks] = []
 
     def add(
-        self, queue: str, ids: Sequence[str], before: Sequence[str], after: Sequence[str], vanished: Sequence[str] = ()
+        self,
+        queue: str,
+        ids: Sequence[str],
+        before: Sequence[str],
+        after: Sequence[str],
+        facts: Iterable[Fact],
+        vanished: Sequence[str] = (),
     ) -> None:
         """:param before: the state that each of them was in. :param after: the one that each is in now."""
+        one_by_one = (NamedTasks(queue, state, task, 1, at) for state, (task, at) in zip(before, facts))
+        self.tasks = summed([*self.tasks, *one_by_one])
         self.by_queue[queue] += len(ids)
         self.before.update(before)
         self.after.update(after)
@@ -45,7 +69,23 @@ class Tally:
             after=dict(self.after),
             ids=tuple(self.ids),
             vanished=tuple(dict.fromkeys(self.vanished)),
+            tasks=tuple(self.tasks),
         )
+
+
+def summed(some: Iterable[NamedTasks]) -> list[NamedTasks]:
+    """One entry for each queue, state and name, sorted by these."""
+    counts: Counter[tuple[str, str, Optional[str]]] = Counter()
+    oldest: dict[tuple[str, str, Optional[str]], float] = {}
+    for tasks in some:
+        key = (tasks.queue, tasks.state, tasks.task)
+        counts[key] += tasks.count
+        if tasks.oldest is not None:
+            oldest[key] = min(tasks.oldest, oldest.get(key, tasks.oldest))
+    return [
+        NamedTasks(queue, state, task, count, oldest.get((queue, state, task)))
+        for (queue, state, task), count in sorted(counts.items(), key=lambda entry: (*entry[0][:2], entry[0][2] or ""))
+    ]
 
 
 def require_owner(owner: str) -> None:
@@ -105,6 +145,25 @@ class Moving(Engine):
 
     def replay(self, queues: Sequence[str], selection: Selection, dry_run: bool = False) -> Moved:
         return self._move(queues, selection, (PARKED, *self._dead()), dry_run).replay(queues)
+
+    def named_tasks(self, queues: Sequence[str]) -> list[NamedTasks]:
+        # In the order in which tasks move on: one that does so meanwhile is rather seen twice than not at all.
+        return summed([*self._lying(queues), *self._taken(queues)])
+
+    def _lying(self, queues: Sequence[str]) -> list[NamedTasks]:
+        """What no worker has taken: all that could be parked, and what is."""
+        resting = (WAITING, SCHEDULED, RETRYING, *self._dead())
+        lying = self._move(queues, Selection(resting), resting, dry_run=True).park(queues, "named_tasks", "")
+        parked = self._move(queues, Selection((PARKED,)), (PARKED,), dry_run=True).replay(queues)
+        return [*lying.tasks, *parked.tasks]
+
+    def _taken(self, queues: Sequence[str]) -> list[NamedTasks]:
+        """What workers have taken: executing, or in the state in which it would be in its queue."""
+        return [
+            NamedTasks(task.queue, EXECUTING, task.task, 1, None)
+            for task in self.executing(queues)
+            if not task.id.startswith(CANARY_PREFIX)
+        ]
 
     def _dead(self) -> tuple[str, ...]:
         return () if DEAD in self.capabilities.uncountable_states else (DEAD,)

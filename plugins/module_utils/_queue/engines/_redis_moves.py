@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from ..engine import CANARY_PREFIX, PARKED, Moved, Selection
-from ._moves import Tally, check_selection, require_owner
+from ._moves import Fact, Tally, check_selection, require_owner
 from ._redis import RedisLink, text
 
 BATCH = 1000
@@ -28,8 +28,10 @@ class Batch(NamedTuple):
     """The state that each of them was in."""
     after: Sequence[str]
     """The state that each of them is in now."""
+    facts: Sequence[bytes]
+    """Flat list of the name of each and of when it was enqueued, "" for what the script can't tell."""
     unnamed: Sequence[bytes] = ()
-    """Ids of tasks whose names the script can't tell."""
+    """Ids of tasks that may be wanted by their names, which the script can't tell."""
     vanished: Sequence[bytes] = ()
     seen: int = 0
     cursor: bytes = b"0"
@@ -133,8 +135,12 @@ class RedisMove(ABC):
 
     def _note(self, queue: str, batch: Batch) -> int:
         ids, vanished = [text(known) for known in batch.ids], [text(known) for known in batch.vanished]
-        self._tally.add(queue, ids, batch.before, batch.after, vanished)
+        self._tally.add(queue, ids, batch.before, batch.after, self._facts(ids, batch.facts), vanished)
         return 0 if self._dry else len(batch.ids) + len(batch.vanished)
+
+    def _facts(self, ids: Sequence[str], told: Sequence[bytes]) -> list[Fact]:
+        """Names and times of these tasks, out of what a script has told."""
+        return [(text(task) or None, float(at) if at else None) for task, at in zip(told[::2], told[1::2])]
 
     def _as_json(self, extra: dict[str, Any], limit: Optional[int] = None) -> str:
         want = {**self._want, **extra, "limit": self._tally.left if limit is None else limit}

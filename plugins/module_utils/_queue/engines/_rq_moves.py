@@ -9,9 +9,10 @@ from typing import Any, Optional
 
 from ..engine import DEAD, PARKED, RETRYING, SCHEDULED, WAITING, Selection
 from . import _rq_scripts as scripts
+from ._moves import Fact
 from ._redis import RedisLink, text
 from ._redis_moves import BATCH, Batch, RedisMove
-from ._rq_payload import name_in_payload, to_time
+from ._rq_payload import from_time, name_in_payload, to_time
 
 _LARGEST_PAYLOAD = 1024 * 1024
 _PAYLOADS_AT_ONCE = 100
@@ -45,8 +46,8 @@ class Move(RedisMove):
             self._walk_registry("failed", queue, {})
 
     def _park_waiting(self, queue: str, want: str, skip: int) -> Batch:
-        ids, seen, unnamed = self._link.run(scripts.PARK_WAITING, queue, want, skip, BATCH)
-        return Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids), unnamed, seen=seen)
+        ids, seen, unnamed, facts = self._link.run(scripts.PARK_WAITING, queue, want, skip, BATCH)
+        return Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids), facts, unnamed, seen=seen)
 
     def _replay_queue(self, queue: str) -> None:
         super()._replay_queue(queue)
@@ -54,8 +55,8 @@ class Move(RedisMove):
             self._walk_set(scripts.REPLAY_DEAD, queue, {}, (DEAD, WAITING))
 
     def _replayed(self, answer: Sequence[Any]) -> Batch:
-        ids, states, seen, unnamed, vanished = answer
-        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], unnamed, vanished, seen)
+        ids, states, seen, unnamed, vanished, facts = answer
+        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], facts, unnamed, vanished, seen)
 
     def _walk_registry(self, registry: str, queue: str, extra: dict[str, Any]) -> None:
         before = DEAD if registry == "failed" else RETRYING if extra.get("retries") else SCHEDULED
@@ -69,20 +70,28 @@ class Move(RedisMove):
         while self._tally.left > 0 and cursor != b"0":
 
             def ask(want: str, cursor: bytes = cursor or b"0") -> Batch:
-                following, ids, unnamed = self._link.run(script, queue, want, cursor, BATCH, *arguments)
-                return Batch(ids, [before] * len(ids), [after] * len(ids), unnamed, cursor=following)
+                following, ids, unnamed, facts = self._link.run(script, queue, want, cursor, BATCH, *arguments)
+                return Batch(ids, [before] * len(ids), [after] * len(ids), facts, unnamed, cursor=following)
 
             first, _removed = self._do(queue, extra, ask)
             cursor = first.cursor
 
     def _named(self, ids: Sequence[bytes]) -> list[str]:
-        wanted = []
+        names = self._by_payload([text(task_id) for task_id in ids])
+        return [task_id for task_id, name in names.items() if name in self._selection.tasks]
+
+    def _facts(self, ids: Sequence[str], told: Sequence[bytes]) -> list[Fact]:
+        names = [text(task) or None for task in told[::2]]
+        hidden = self._by_payload([task_id for task_id, name in zip(ids, names) if name is None])
+        times = [from_time(text(at)) for at in told[1::2]]
+        return [(name or hidden[task_id], at) for task_id, name, at in zip(ids, names, times)]
+
+    def _by_payload(self, ids: Sequence[str]) -> dict[str, Optional[str]]:
+        names: dict[str, Optional[str]] = {}
         for start in range(0, len(ids), _PAYLOADS_AT_ONCE):
-            some = [text(task_id) for task_id in ids[start : start + _PAYLOADS_AT_ONCE]]
-            for task_id, name in zip(some, payload_names(self._link, some)):
-                if name in self._selection.tasks:
-                    wanted.append(task_id)
-        return wanted
+            some = ids[start : start + _PAYLOADS_AT_ONCE]
+            names.update(zip(some, payload_names(self._link, some)))
+        return names
 
 
 def payload_names(link: RedisLink, ids: Sequence[str]) -> list[Optional[str]]:

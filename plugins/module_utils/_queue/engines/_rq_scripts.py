@@ -16,23 +16,24 @@ OURS = "backstep:rq:"
 PAUSE_MARK = b"backstep:"
 
 _SELECT = """
+-- name and enqueueing time of what was found wanted last, and of all that was moved
+local task, at
+local facts = {}
+local function tell() facts[#facts + 1] = task or ''; facts[#facts + 1] = at or '' end
 local function job_key(id) return 'rq:job:' .. id end
 local function is_wanted(id, want, unnamed)
   if string.sub(id, 1, #want.canary) == want.canary then return false end
   if want.ids and not want.ids[id] then return false end
   local job = redis.call('HMGET', job_key(id), 'description', 'enqueued_at', 'created_at', 'started_at', 'repeats_left')
   if not job[3] then return false end
-  local at = job[2]
+  at = job[2]
   if not at or at == '' then at = job[3] end
   if want.after and at <= want.after then return false end
   if want.before and at >= want.before then return false end
   if want.retries ~= nil and want.retries ~= ((job[4] or '') ~= '' and not job[5]) then return false end
-  if want.tasks then
-    local name = string.match(job[1] or '', '^([%w_]+%.[%w_%.]+)%(')
-    if not name then unnamed[#unnamed + 1] = id; return false end
-    return want.tasks[name] == true
-  end
-  return true
+  task = string.match(job[1] or '', '^([%w_]+%.[%w_%.]+)%(')
+  if want.tasks and not task then unnamed[#unnamed + 1] = id; return false end
+  return not want.tasks or want.tasks[task] == true
 end
 local function hold(id)
   local left = redis.call('PTTL', job_key(id))
@@ -83,7 +84,8 @@ end
 """
 )
 
-# ARGV: queue, selection, skip (entries at the tail to pass over), count -> {moved ids, entries seen, unnamed ids}.
+# ARGV: queue, selection, skip (entries at the tail to pass over), count
+# -> {moved ids, entries seen, unnamed ids, facts}.
 # From the tail: what workers pop and producers push meanwhile makes us see an entry twice, never miss one.
 PARK_WAITING = (
     _PARK
@@ -94,7 +96,7 @@ local moved, unnamed = {}, {}
 for i = #ids, 1, -1 do
   if #moved >= want.limit then break end
   if is_wanted(ids[i], want, unnamed) then
-    moved[#moved + 1] = ids[i]
+    moved[#moved + 1] = ids[i]; tell()
     if not want.dry then
       redis.call('LSET', list, -(skip + #ids - i + 1), 'backstep-moved')
       park(ids[i], 'waiting', '')
@@ -105,11 +107,11 @@ if #moved > 0 and not want.dry then
   local near_tail = skip < redis.call('LLEN', list) / 2
   redis.call('LREM', list, near_tail and -#moved or #moved, 'backstep-moved')
 end
-return {moved, #ids, unnamed}
+return {moved, #ids, unnamed, facts}
 """
 )
 
-# ARGV: queue, selection, cursor, count, registry -> {next cursor, moved ids, unnamed ids}.
+# ARGV: queue, selection, cursor, count, registry -> {next cursor, moved ids, unnamed ids, facts}.
 # A scan returns each member that is there from its start to its end, whatever is added or removed meanwhile.
 PARK_REGISTRY = (
     _PARK
@@ -120,17 +122,17 @@ local moved, unnamed = {}, {}
 for i = 1, #page[2], 2 do
   local id, score = page[2][i], page[2][i + 1]
   if #moved < want.limit and is_wanted(id, want, unnamed) then
-    moved[#moved + 1] = id
+    moved[#moved + 1] = id; tell()
     if not want.dry and redis.call('ZREM', registry, id) == 1 then
       park(id, ARGV[5] == 'failed' and 'dead' or 'scheduled', score)
     end
   end
 end
-return {page[1], moved, unnamed}
+return {page[1], moved, unnamed, facts}
 """
 )
 
-# ARGV: queue, selection, cursor, count -> {next cursor, moved ids, unnamed ids}.
+# ARGV: queue, selection, cursor, count -> {next cursor, moved ids, unnamed ids, facts}.
 REPLAY_DEAD = (
     _SELECT
     + """
@@ -140,15 +142,16 @@ local moved, unnamed = {}, {}
 for i = 1, #page[2], 2 do
   local id = page[2][i]
   if #moved < want.limit and is_wanted(id, want, unnamed) then
-    moved[#moved + 1] = id
+    moved[#moved + 1] = id; tell()
     if not want.dry and redis.call('ZREM', 'rq:failed:' .. queue, id) == 1 then enqueue(id, queue, false, want.now) end
   end
 end
-return {page[1], moved, unnamed}
+return {page[1], moved, unnamed, facts}
 """
 )
 
-# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen, unnamed, vanished}.
+# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen, unnamed, vanished,
+# facts}.
 # From the last one forward, each to the head of the queue: cut short anywhere, the order is right.
 REPLAY_PARKED = (
     _SELECT
@@ -164,7 +167,7 @@ for _, id in ipairs(ids) do
     if not want.dry then redis.call('ZREM', parked, id); redis.call('HDEL', parked .. ':from', id) end
   elseif is_wanted(id, want, unnamed) then
     local from = cjson.decode(redis.call('HGET', parked .. ':from', id))
-    moved[#moved + 1] = id
+    moved[#moved + 1] = id; tell()
     states[#states + 1] = from.state == 'scheduled' and 'scheduled' or 'waiting'
     if not want.dry then
       redis.call('ZREM', parked, id); redis.call('HDEL', parked .. ':from', id)
@@ -181,7 +184,7 @@ for _, id in ipairs(ids) do
     end
   end
 end
-return {moved, states, #ids, unnamed, vanished}
+return {moved, states, #ids, unnamed, vanished, facts}
 """
 )
 

@@ -36,8 +36,8 @@ class Move(RedisMove):
                 self._walk_set(scripts.PARK_SET, queue, (state, PARKED), SETS[state], state)
 
     def _park_waiting(self, queue: str, want: str, skip: int) -> Batch:
-        ids, seen = self._link.run(scripts.PARK_WAITING, queue, want, skip, BATCH)
-        return Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids), seen=seen)
+        ids, seen, facts = self._link.run(scripts.PARK_WAITING, queue, want, skip, BATCH)
+        return Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids), facts, seen=seen)
 
     def _replay_queue(self, queue: str) -> None:
         super()._replay_queue(queue)
@@ -45,8 +45,8 @@ class Move(RedisMove):
             self._walk_set(scripts.REPLAY_DEAD, queue, (DEAD, WAITING))
 
     def _replayed(self, answer: Sequence[Any]) -> Batch:
-        ids, states, seen = answer
-        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], seen=seen)
+        ids, states, seen, facts = answer
+        return Batch(ids, [PARKED] * len(ids), [text(state) for state in states], facts, seen=seen)
 
     def _walk_set(self, script: str, queue: str, states: tuple[str, str], *arguments: str) -> None:
         before, after = states
@@ -54,8 +54,8 @@ class Move(RedisMove):
         while self._tally.left > 0 and cursor != b"0":
 
             def ask(want: str, cursor: bytes = cursor or b"0") -> Batch:
-                following, ids = self._link.run(script, queue, want, cursor, BATCH, *arguments)
-                return Batch(ids, [before] * len(ids), [after] * len(ids), cursor=following)
+                following, ids, facts = self._link.run(script, queue, want, cursor, BATCH, *arguments)
+                return Batch(ids, [before] * len(ids), [after] * len(ids), facts, cursor=following)
 
             first, _removed = self._do(queue, {}, ask)
             cursor = first.cursor

@@ -81,6 +81,12 @@ _SELECT = (
     + r"""
 local queue, want = ARGV[1], cjson.decode(ARGV[2])
 local parked = ours .. 'parked:' .. queue
+-- name and enqueueing time of all that was moved
+local facts = {}
+local function tell(found)
+  facts[#facts + 1] = type(found.task) == 'string' and found.task or ''
+  facts[#facts + 1] = found.at and string.format('%.6f', found.at) or ''
+end
 local function is_wanted(found, want)
   if not found or string.sub(found.id, 1, #want.canary) == want.canary then return false end
   if want.ids and not want.ids[found.id] then return false end
@@ -110,7 +116,7 @@ end
 """
 )
 
-# ARGV: queue, selection, skip (entries at the head to pass over), count -> {moved ids, entries seen}.
+# ARGV: queue, selection, skip (entries at the head to pass over), count -> {moved ids, entries seen, facts}.
 # From the head, where producers push: we may see an entry twice, and never miss one that a worker doesn't take.
 PARK_WAITING = (
     _PARK
@@ -122,7 +128,7 @@ for i, raw in ipairs(entries) do
   if #moved >= want.limit then break end
   local found = read(raw)
   if is_wanted(found, want) then
-    moved[#moved + 1] = found.id
+    moved[#moved + 1] = found.id; tell(found)
     if not want.dry then
       park(raw, found.id, 'waiting', '')
       redis.call('LSET', list, skip + i - 1, 'backstep-moved')
@@ -133,11 +139,11 @@ if #moved > 0 and not want.dry then
   local near_head = skip < redis.call('LLEN', list) / 2
   redis.call('LREM', list, near_head and #moved or -#moved, 'backstep-moved')
 end
-return {moved, #entries}
+return {moved, #entries, facts}
 """
 )
 
-# ARGV: queue, selection, cursor, count, sorted set, state -> {next cursor, moved ids}.
+# ARGV: queue, selection, cursor, count, sorted set, state -> {next cursor, moved ids, facts}.
 # A scan returns each member that is there from its start to its end, whatever is added or removed meanwhile.
 PARK_SET = (
     _PARK
@@ -148,18 +154,18 @@ for i = 1, #page[2], 2 do
   local raw = page[2][i]
   local found = #moved < want.limit and read(raw)
   if found and found.queue == queue and is_wanted(found, want) then
-    moved[#moved + 1] = found.id
+    moved[#moved + 1] = found.id; tell(found)
     if not want.dry and redis.call('ZSCORE', ARGV[5], raw) then
       park(raw, found.id, ARGV[6], page[2][i + 1])
       redis.call('ZREM', ARGV[5], raw)
     end
   end
 end
-return {page[1], moved}
+return {page[1], moved, facts}
 """
 )
 
-# ARGV: queue, selection, cursor, count -> {next cursor, moved ids}. Each goes to the end of its queue.
+# ARGV: queue, selection, cursor, count -> {next cursor, moved ids, facts}. Each goes to the end of its queue.
 REPLAY_DEAD = (
     _SELECT
     + r"""
@@ -169,7 +175,7 @@ for i = 1, #page[2], 2 do
   local raw = page[2][i]
   local found = #moved < want.limit and read(raw)
   if found and found.queue == queue and is_wanted(found, want) then
-    moved[#moved + 1] = found.id
+    moved[#moved + 1] = found.id; tell(found)
     if not want.dry and redis.call('ZSCORE', 'dead', raw) then
       redis.call('SADD', 'queues', queue)
       redis.call('LPUSH', 'queue:' .. queue, raw)
@@ -177,11 +183,11 @@ for i = 1, #page[2], 2 do
     end
   end
 end
-return {page[1], moved}
+return {page[1], moved, facts}
 """
 )
 
-# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen}.
+# ARGV: queue, selection, skip, count, highest order -> {moved ids, their states now, entries seen, facts}.
 # From the last one forward, waiting ones each to where workers pop: cut short anywhere, the order is right.
 REPLAY_PARKED = (
     _SELECT
@@ -195,7 +201,7 @@ for _, member in ipairs(members) do
   local found = read(raw)
   if is_wanted(found, want) then
     local place, score = origin(member)
-    moved[#moved + 1], states[#states + 1] = found.id, sets[place] and place or 'waiting'
+    moved[#moved + 1], states[#states + 1] = found.id, sets[place] and place or 'waiting'; tell(found)
     if not want.dry then
       if sets[place] then
         redis.call('ZADD', sets[place], score, raw)
@@ -209,7 +215,7 @@ for _, member in ipairs(members) do
     end
   end
 end
-return {moved, states, #members}
+return {moved, states, #members, facts}
 """
 )
 

@@ -28,12 +28,12 @@ class Move(RedisMove):
     def _park_queue(self, queue: str) -> None:
         after, seen = b"0-0", BATCH if WAITING in self._selection.states else 0
         while self._tally.left > 0 and seen == BATCH:
-            ids, after, seen = self._link.run(scripts.PARK, queue, self._as_json({}), after, BATCH)
-            self._note(queue, Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids)))
+            ids, after, seen, facts = self._link.run(scripts.PARK, queue, self._as_json({}), after, BATCH)
+            self._note(queue, Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids), facts))
 
     def _highest_order(self, queue: str) -> str:
         return "+inf"  # the walk begins with the oldest, so a limit needs no other bound
 
     def _replayed(self, answer: Sequence[Any]) -> Batch:
-        ids, seen = answer
-        return Batch(ids, [PARKED] * len(ids), [WAITING] * len(ids), seen=seen)
+        ids, seen, facts = answer
+        return Batch(ids, [PARKED] * len(ids), [WAITING] * len(ids), facts, seen=seen)

@@ -15,6 +15,10 @@ OURS = "backstep:streams:"
 GROUP = "workers"
 
 _COMMON = """
+-- name and enqueueing time of what was found wanted last, and of all that was moved
+local task, at
+local facts = {}
+local function tell() facts[#facts + 1] = task or ''; facts[#facts + 1] = at or '' end
 local function named(flat)
   local found = {}
   for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
@@ -42,12 +46,12 @@ local function field(fields, name)
 end
 local function known_as(id, fields) return field(fields, 'id') or id end
 local function is_wanted(id, fields, want)
-  local known, at = known_as(id, fields), tonumber(string.match(id, '^%d+')) / 1000
+  local known, since = known_as(id, fields), tonumber(string.match(id, '^%d+')) / 1000
   if string.sub(known, 1, #want.canary) == want.canary then return false end
   if want.ids and not want.ids[known] then return false end
-  if want.after and at <= want.after then return false end
-  if want.before and at >= want.before then return false end
-  local task = want.tasks and field(fields, 'task')
+  if want.after and since <= want.after then return false end
+  if want.before and since >= want.before then return false end
+  task, at = field(fields, 'task'), string.format('%.3f', since)
   return not want.tasks or (task and want.tasks[task] == true)
 end
 local function sortable(id)
@@ -173,7 +177,7 @@ return found
 """
 )
 
-# ARGV: queue, selection, id that they follow, count -> {moved ids, the last seen one's id, entries seen}.
+# ARGV: queue, selection, id that they follow, count -> {moved ids, the last seen one's id, entries seen, facts}.
 PARK = (
     _COMMON
     + """
@@ -187,7 +191,7 @@ for _, entry in ipairs(entries) do
   if #moved >= want.limit then break end
   after = entry[1]
   if is_wanted(after, entry[2], want) then
-    moved[#moved + 1] = known_as(after, entry[2])
+    moved[#moved + 1] = known_as(after, entry[2]); tell()
     if not want.dry then
       keep(queue, after, entry[2])
       redis.call('HSET', 'backstep:streams:parked:' .. queue .. ':why', want.owner, want.reason)
@@ -195,11 +199,11 @@ for _, entry in ipairs(entries) do
     end
   end
 end
-return {moved, after, #entries}
+return {moved, after, #entries, facts}
 """
 )
 
-# ARGV: queue, selection, skip, count -> {moved ids, members seen}. From the first one on, each to the end.
+# ARGV: queue, selection, skip, count -> {moved ids, members seen, facts}. From the first one on, each to the end.
 REPLAY_PARKED = (
     _COMMON
     + """
@@ -211,7 +215,7 @@ for _, member in ipairs(members) do
   if #moved >= want.limit then break end
   local fields = cmsgpack.unpack(redis.call('HGET', parked .. ':entries', member))
   if is_wanted(as_id(member), fields, want) then
-    moved[#moved + 1] = known_as(as_id(member), fields)
+    moved[#moved + 1] = known_as(as_id(member), fields); tell()
     if not want.dry then
       put_back(queue, fields)
       redis.call('ZREM', parked, member)
@@ -220,7 +224,7 @@ for _, member in ipairs(members) do
     end
   end
 end
-return {moved, #members}
+return {moved, #members, facts}
 """
 )
 

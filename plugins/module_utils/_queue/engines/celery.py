@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
 from .. import engine as contract
@@ -14,7 +14,7 @@ from . import _celery_scripts as scripts
 from ._celery_canaries import canaries_of, outcomes, send, withdraw
 from ._celery_control import ask
 from ._celery_held import Holdings, look
-from ._celery_messages import CANARY_EXCHANGE, bound_queue, lists, worker_of
+from ._celery_messages import CANARY_EXCHANGE, Held, bound_queue, lists, read_held, worker_of
 from ._celery_moves import Move
 from ._celery_recover import acknowledged_late, recover
 from ._celery_told import begun_by_living, counts_of
@@ -27,8 +27,9 @@ _COUNTED_AT_MOST = 20 * BATCH
 # One harmless use of each command that reading takes.
 _READING = (
     ("LLEN", "a"), ("LRANGE", "a", 0, 0), ("LPOS", "a", "b"), ("HLEN", "unacked"), ("HKEYS", "unacked"),
-    ("HGETALL", "backstep:celery:a"), ("ZRANGE", "unacked_index", 0, 0), ("SMEMBERS", f"{_BINDINGS}a"), ("SCAN", 0),
-    ("PUBSUB", "NUMPAT"), ("ZCARD", f"{scripts.OURS}parked:a"), ("HMGET", "backstep:celery:a", "b"),
+    ("HGETALL", "backstep:celery:a"), ("HSCAN", "unacked", 0), ("ZRANGE", "unacked_index", 0, 0),
+    ("SMEMBERS", f"{_BINDINGS}a"), ("SCAN", 0), ("PUBSUB", "NUMPAT"), ("ZCARD", f"{scripts.OURS}parked:a"),
+    ("HMGET", "backstep:celery:a", "b"),
 )  # fmt: skip
 
 
@@ -126,6 +127,25 @@ class CeleryEngine(PauselessEngine):
         for key in lists(queue):
             found += [known for known, its_state in self._listed(key) if its_state == state]
         return list(dict.fromkeys(found))
+
+    def _taken(self, queues: Sequence[str]) -> list[contract.NamedTasks]:
+        held = {entry.id: entry for entry in self._unacknowledged() if entry.queue in queues}
+        executing = self.executing(queues)
+        # Of those that are acknowledged late, some are executed.
+        waiting = held.keys() - {task.id for task in executing}
+        found = [(task.id, task.queue, contract.EXECUTING, task.task) for task in executing]
+        found += [(known, held[known].queue, held[known].state, held[known].task) for known in waiting]
+        return [
+            contract.NamedTasks(queue, state, task, 1, None)
+            for known, queue, state, task in found
+            if not known.startswith(CANARY_PREFIX)
+        ]
+
+    def _unacknowledged(self) -> Iterator[Held]:
+        cursor = None
+        while cursor != 0:
+            cursor, page = self._link.ask("HSCAN", "unacked", cursor or 0, "COUNT", BATCH)
+            yield from (read_held(text(tag), stored) for tag, stored in page.items())
 
     def lost_when_killed(self) -> list[str]:
         replies = ask(self._link, "registered", registered={"taskinfoitems": ["acks_late"]}).require_all(self._link)

@@ -13,7 +13,7 @@ from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities
 from . import _dramatiq_scripts as scripts
 from ._dramatiq_canaries import HEARD_OF_SECONDS, outcomes, send, withdraw
-from ._dramatiq_held import SILENT_SECONDS, Look, forget, look, read_note, recover
+from ._dramatiq_held import SILENT_SECONDS, Look, forget, held_for_later, look, read_note, recover
 from ._dramatiq_moves import Move
 from ._redis import acl_rule, text
 from ._redis_engine import PauselessEngine
@@ -171,6 +171,25 @@ class DramatiqEngine(PauselessEngine):
             contract.ExecutingTask(held.id, held.task, queue, held.process.worker, held.started)
             for queue, held in found
             if held.begun
+        ]
+
+    def _taken(self, queues: Sequence[str]) -> list[contract.NamedTasks]:
+        looks = [(queue, look(self._link, queue)) for queue in queues]
+        found = [(queue, held) for queue, there in looks for held in there.held]
+        for queue, there in looks:
+            for process in there.processes:
+                if process.later:
+                    found += [(queue, held) for held in held_for_later(self._link, queue, process)]
+        return [
+            contract.NamedTasks(
+                queue=queue,
+                state=contract.EXECUTING if held.state == contract.ABANDONED else held.state,
+                task=held.task,
+                count=1,
+                oldest=held.enqueued or None,
+            )
+            for queue, held in found
+            if not held.id.startswith(CANARY_PREFIX)
         ]
 
     def recover(

@@ -139,6 +139,13 @@ class SidekiqEngine(PauselessEngine):
             if held.queue in queues and held.start
         ]
 
+    def _taken(self, queues: Sequence[str]) -> list[contract.NamedTasks]:
+        return [
+            contract.NamedTasks(held.queue, contract.EXECUTING if held.start else contract.WAITING, held.task, 1, None)
+            for held in self._held(registered(self._link), queues)
+            if held.queue in queues and not held.is_canary
+        ]
+
     def recover(
         self,
         queues: Sequence[str],

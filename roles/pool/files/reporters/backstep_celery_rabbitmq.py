@@ -8,8 +8,8 @@ own: ``backstep.alive.<worker>``, which lives as long as that connection, and ``
 message has what plain consumers tell, and beside that:
 
 - ``held[].acknowledged``: true where the broker would not give a task back that is executed.
-- ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retrying``), ``tasks`` (how many) and ``ids`` (the first
-  of them), of what was taken and is due later.
+- ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retrying``), ``tasks`` (how many), ``ids`` (the first
+  of them) and ``names`` (how many of each name), of what was taken and is due later.
 - ``loses``: the names of the tasks that are acknowledged before they are executed.
 
 A task is told before it is acknowledged, and what ended is told within a moment. An attempt that is retried has failed.
@@ -25,6 +25,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from celery import current_app, signals
@@ -254,15 +255,21 @@ class _Reporter:
 
     def _later(self, queues: list[Any]) -> list[dict[str, Any]]:
         """Of what waits in the worker until it is due."""
-        ids: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], list[Any]] = {}
         for waiting in list(self._consumer.timer.schedule.queue):
             request = next(iter(waiting.entry.args or ()), None)
             if hasattr(request, "request_dict"):
                 kind = "retrying" if request.request_dict.get("retries") else "scheduled"
-                ids.setdefault((_queue_of(request, queues), kind), []).append(str(request.id))
+                found.setdefault((_queue_of(request, queues), kind), []).append(request)
         return [
-            {"queue": queue, "state": kind, "tasks": len(some), "ids": some[:_LISTED]}
-            for (queue, kind), some in sorted(ids.items())
+            {
+                "queue": queue,
+                "state": kind,
+                "tasks": len(requests),
+                "ids": [str(request.id) for request in requests[:_LISTED]],
+                "names": dict(Counter(str(request.name) for request in requests)),
+            }
+            for (queue, kind), requests in sorted(found.items(), key=lambda entry: entry[0])
         ]
 
 

@@ -9,8 +9,8 @@ the global broker.
 Each worker process keeps, by a connection of its own, the two queues that docs/engines.md describes for plain
 consumers, with ``#`` and its process id behind the worker's name: ``backstep.alive.<worker>#<pid>``, which lives as
 long as that connection, and ``backstep.worker.<worker>#<pid>``, whose one message has what plain consumers tell, and
-beside that ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retrying``), ``tasks`` (how many) and ``ids``
-(the first of them), of what was taken and is due later.
+beside that ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retrying``), ``tasks`` (how many), ``ids``
+(the first of them) and ``names`` (how many of each name), of what was taken and is due later.
 
 A message is told before its actor is called, and until it has been acknowledged; an attempt that fails has failed. No
 task fails, waits longer than a second or is kept because of this file. Without BACKSTEP_WORKER nothing is told.
@@ -23,6 +23,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pika
@@ -228,15 +229,21 @@ class Reporter(Watcher):
 
     def _later(self, queues: list[str]) -> list[dict[str, Any]]:
         """Of what waits in this process until it is due."""
-        ids: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], list[Any]] = {}
         for queue in queues:
             consumer = self._worker.consumers.get(f"{queue}.DQ")
             for item in list(consumer.delay_queue.queue) if consumer else ():
                 kind = "retrying" if item.message.options.get("retries") else "scheduled"
-                ids.setdefault((queue, kind), []).append(str(item.message.message_id))
+                found.setdefault((queue, kind), []).append(item.message)
         return [
-            {"queue": queue, "state": kind, "tasks": len(some), "ids": some[:_LISTED]}
-            for (queue, kind), some in sorted(ids.items())
+            {
+                "queue": queue,
+                "state": kind,
+                "tasks": len(messages),
+                "ids": [str(message.message_id) for message in messages[:_LISTED]],
+                "names": dict(Counter(str(message.actor_name) for message in messages)),
+            }
+            for (queue, kind), messages in sorted(found.items(), key=lambda entry: entry[0])
         ]
 
 
