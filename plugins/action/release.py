@@ -21,7 +21,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._hook_args import
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_defaults
 from ansible_collections.backstep.workers.plugins.module_utils._queue.url import for_workers, without_secrets
-from ansible_collections.backstep.workers.plugins.module_utils._release_args import RELEASE_OPTIONS, queue_groups, words
+from ansible_collections.backstep.workers.plugins.module_utils._release_args import (
+    RELEASE_OPTIONS,
+    manifest_of,
+    queue_groups,
+    words,
+)
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import scheduler_of
@@ -29,7 +34,8 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.host_action impor
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_program import build_host_program
 from ansible_collections.backstep.workers.plugins.plugin_utils.sources import Source, prepare_source, unusable
 
-_REPORTERS = Path(__file__).resolve().parents[2] / "roles" / "pool" / "files" / "reporters"
+_FILES = Path(__file__).resolve().parents[2] / "roles" / "pool" / "files"
+_REPORTERS, _MANIFESTS = _FILES / "reporters", _FILES / "manifests"
 # Below ``config``: Backstep's own files in a release.
 _OURS = "backstep"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -115,12 +121,16 @@ class ActionModule(HostAction):
             "user": params["user"],
             "supervisor": params["supervisor"],
         }
+        own = defaults.command[0] if defaults.manifest else ""
+        manifest = manifest_of(params["manifest"], command, own)
         # Only where it says something, so that a release without one keeps the id that it had before there were any.
         sealed = {
             "extends": list(defaults.extends),
             "barrier": params["rollback_barrier"].strip(),
             "hooks": hooks_of(params["hooks"]),
             "scheduler": scheduler_of(params["scheduler"]),
+            # The engine's own follows from its command.
+            "manifest": manifest_of(params["manifest"], command, ""),
         }
         identity.update({name: value for name, value in sealed.items() if value})
         return {
@@ -135,6 +145,8 @@ class ActionModule(HostAction):
                 "broker": broker,
                 "broker_variable": defaults.broker_variable,
                 "extends": sealed["extends"],
+                "manifest": manifest,
+                "manifest_program": (_MANIFESTS / defaults.manifest).read_text("utf-8") if own else "",
                 "program_digest": hashlib.sha256(build_host_program()).hexdigest(),
                 "bytes": source.size,
             },

@@ -10,6 +10,7 @@ from typing import Any
 
 from ._hook_args import HOOK_OPTIONS, hooks_of
 from ._host.layout import Spec
+from ._host.manifest import COMMAND, PYTHON, engine_arguments
 from ._host.store import Content
 from ._rollout.errors import BadInput
 from ._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
@@ -45,6 +46,17 @@ RELEASE_OPTIONS: dict[str, Any] = {
     "rollback_barrier": {"type": "str", "default": ""},
     **HOOK_OPTIONS,
     **SCHEDULER_OPTIONS,
+    "manifest": {
+        "type": "dict",
+        "default": {},
+        "options": {
+            "tasks": {"type": "list", "elements": "str"},
+            "command": {"type": "raw"},
+            "ask": {"type": "bool", "default": True},
+        },
+    },
+    "tasks": {"type": "list", "elements": "dict", "default": []},
+    "now": {"type": "float"},
     "min_free_mib": {"type": "int", "default": 0},
     "rollout": {"type": "int", "default": 0},
     "to": {"type": "str", "default": ""},
@@ -56,6 +68,8 @@ RELEASE_OPTIONS: dict[str, Any] = {
             "broker": {"type": "str"},
             "broker_variable": {"type": "str"},
             "extends": {"type": "list", "elements": "str", "default": []},
+            "manifest": {"type": "dict", "default": {}},
+            "manifest_program": {"type": "str", "default": ""},
             "archive": {"type": "str"},
             "program": {"type": "str"},
             "program_digest": {"type": "str"},
@@ -96,6 +110,24 @@ def words(command: Any) -> list[str]:
     return found
 
 
+def manifest_of(given: dict[str, Any], command: list[str], own: str) -> dict[str, Any]:
+    """How a release tells which tasks it can run, as it is sealed; see ``Spec``.
+
+    :param given: the option.
+    :param command: the workers'.
+    :param own: the program that the engine's own command starts, where it has a way to ask; else "".
+    :raises BadInput: two ways at once.
+    """
+    if given.get("tasks") is not None and given.get("command"):
+        raise BadInput("pool_manifest has to have either tasks or command.", left="Nothing was changed.")
+    if given.get("tasks") is not None:
+        return {"tasks": sorted(set(given["tasks"]))}
+    if given.get("command"):
+        return {"command": words(given["command"])}
+    asks = own and given.get("ask", True) and engine_arguments(command, own) is not None
+    return {"command": [PYTHON, "{manifest}", COMMAND]} if asks else {}
+
+
 def spec_of(params: dict[str, Any]) -> Spec:
     """The spec from options that the controller side has prepared.
 
@@ -123,6 +155,7 @@ def spec_of(params: dict[str, Any]) -> Spec:
         hooks=hooks_of(params["hooks"]),
         scheduler=scheduler_of(params["scheduler"]),
         extends=prepared["extends"],
+        manifest=prepared["manifest"],
     )
 
 
@@ -136,4 +169,5 @@ def content_of(params: dict[str, Any]) -> Content:
         environment={name: str(value) for name, value in params["env"].items()},
         build=[words(command) for command in params["build"]],
         build_seconds=params["build_timeout"],
+        manifest=params["prepared"]["manifest_program"],
     )

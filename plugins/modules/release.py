@@ -158,6 +158,39 @@ options:
     description: Whether hooks that are meant for one host run on this one.
     type: bool
     default: false
+  manifest:
+    description:
+      - How the release tells which tasks it can run. Part of the release; the names are sealed with it.
+      - By default the engine's own way, where O(command) starts the engine's own program and the engine has one.
+    type: dict
+    default: {}
+    suboptions:
+      tasks:
+        description: Their names.
+        type: list
+        elements: str
+      command:
+        description:
+          - A command that prints their names, one on each line, or at the end a line of JSON, an object whose list
+            C(tasks) has them. Code that keeps no register may answer with the list C(unknown) of those of the names in
+            C(BACKSTEP_TASKS) (JSON) that it can't run.
+          - It runs in C(app) as O(user), with the workers' environment. There is no shell. C({python}) is the workers'
+            interpreter, C({command}) the arguments of their command.
+        type: raw
+      ask:
+        description: Whether to ask in the engine's own way.
+        type: bool
+        default: true
+  tasks:
+    description:
+      - What the queues hold, by name, as in RV(backstep.workers.queue_info#module:tasks). With O(state=staged) it is
+        a failure when the release doesn't know one that waits, is scheduled or will be tried again.
+    type: list
+    elements: dict
+    default: []
+  now:
+    description: The broker's clock (epoch seconds), to tell how old O(tasks) are.
+    type: float
   min_free_mib:
     description: How many MiB must be free on the host. The default is three times the size of the source.
     type: int
@@ -191,6 +224,14 @@ options:
         type: list
         elements: str
         default: []
+      manifest:
+        description: How the release tells which tasks it can run.
+        type: dict
+        default: {}
+      manifest_program:
+        description: The text of the engine's program that asks.
+        type: str
+        default: ''
       archive:
         description: Where the packed source lies on the host.
         type: str
@@ -245,6 +286,13 @@ hooks:
   elements: dict
   returned: with O(state=staged)
   sample: []
+unknown_tasks:
+  description: >-
+    Which of O(tasks) the release doesn't know. C(release), C(tasks) (their names, or null when nobody can tell) and
+    C(problem) (why nobody can).
+  type: dict
+  returned: with O(state=staged)
+  sample: {"release": "2.4.0-3fa9c1d2", "tasks": [], "problem": ""}
 pool_state:
   description: The pool on this host, as from M(backstep.workers.release_info).
   type: dict
@@ -255,6 +303,11 @@ refused:
   type: str
   returned: with O(state=planned)
   sample: ""
+tells_tasks:
+  description: Whether the release can be asked which tasks it can run.
+  type: bool
+  returned: with O(state=planned)
+  sample: true
 supervisor:
   description: Which version of the supervisor answers.
   type: str
@@ -294,6 +347,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         program=read_program(prepared["program"]),
         broker_url=params["broker_url"],
         once=params["once"],
+        tasks=params["tasks"],
+        now=params["now"],
     )
 
 

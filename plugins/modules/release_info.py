@@ -34,6 +34,11 @@ options:
     description: The release that a rollback would be asked for; empty means the last good one.
     type: str
     default: ''
+  tasks:
+    description: Names of tasks. Empty means that none is asked for.
+    type: list
+    elements: str
+    default: []
   watch:
     description: The release whose workers to watch. Empty means not to watch.
     type: str
@@ -62,10 +67,18 @@ pool_state:
     C(scheduler) (C(release) and C(pid) of the one that runs here, C(host) and C(period) of the one that should; null
     where there is none), C(draining) (releases that were left with tasks to end), C(reaped) (those of which every
     process has ended since), C(last_token),
-    C(rollback) (C(target), C(needed), C(problem)), C(problems), C(clock) (epoch seconds) and C(events).
+    C(rollback) (C(target), C(needed), C(problem)), C(tells_tasks) (whether that target can be asked which tasks it can
+    run), C(queues) (that the current release listens to), C(problems), C(clock) (epoch seconds) and C(events).
   type: dict
   returned: success
   sample: {"current": "2.4.0-3fa9c1d2", "current_state": "good", "running": {"2.4.0-3fa9c1d2": 4}}
+unknown_tasks:
+  description: >-
+    Which of O(tasks) the release doesn't know to which a rollback would go. C(release), C(tasks) (their names, or null
+    when nobody can tell) and C(problem) (why nobody can).
+  type: dict
+  returned: when O(tasks) is given
+  sample: {"release": "2.3.0-11d0a7b2", "tasks": ["mail.send_later"], "problem": ""}
 evidence:
   description: >-
     What watching showed. C(outcome) is V(ok) or V(failed), C(problems) says why, C(processes) lists C(index),
@@ -87,6 +100,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._host.info import as_started, describe_host, watch
+from ansible_collections.backstep.workers.plugins.module_utils._host.manifest import unknown_tasks
 from ansible_collections.backstep.workers.plugins.module_utils._host.reaching import unreachable
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS, open_host
@@ -101,6 +115,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         seen = watch(host, params["watch"], params["seconds"], as_started(host, params["watch"]))
         result["evidence"] = {**seen, "unreachable": unreachable(host, params["watch"])}
     result["pool_state"] = describe_host(host, events=params["events"], verify=params["verify"], wish=params["to"])
+    if params["tasks"]:
+        target = result["pool_state"]["rollback"]["target"]
+        unknown, problem = unknown_tasks(host, target, params["tasks"]) if target else (None, "there is no target")
+        result["unknown_tasks"] = {"release": target, "tasks": unknown, "problem": problem}
     return result
 
 
@@ -112,6 +130,7 @@ def main() -> None:
             "events": {"type": "int", "default": 0},
             "verify": {"type": "bool", "default": False},
             "to": {"type": "str", "default": ""},
+            "tasks": {"type": "list", "elements": "str", "default": []},
             "watch": {"type": "str", "default": ""},
             "seconds": {"type": "float", "default": 0.0},
         },

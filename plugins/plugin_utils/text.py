@@ -13,6 +13,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.names im
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.schedulers import pool_problems
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import sentence
 
 QUEUE_COLUMNS = ("waiting", "scheduled", "executing", "retrying", "dead", "parked", "workers")
 
@@ -128,6 +129,38 @@ def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any]) -> list[st
     if ids:
         lines.append(f"  {len(ids)} task(s) were put back that a worker had taken and never begun: {', '.join(ids)}")
     return lines + _queue_lines(broker)
+
+
+def parking_lines(parking: Mapping[str, Any]) -> list[str]:
+    """What became, on a way back, of tasks that the old release doesn't know.
+
+    :param parking: ``named``, ``told`` and ``parked``; see the module ``rollout``.
+    """
+    named, told, parked = (parking.get(part) for part in ("named", "told", "parked"))
+    if not named or named.get("skipped"):
+        return []
+    why = failure_of(named, "tasks")
+    if why:
+        return [f"  ! nobody has looked for tasks that the old release doesn't know: {why}"]
+    answers = [one for one in told or () if one["tasks"] is not None]
+    if told and not answers:
+        return [f"  ! which tasks {told[0]['release']} knows could not be found out: {told[0]['problem']}"]
+    names = sorted({name for one in answers for name in one["tasks"]})
+    return _parked_lines(answers[0]["release"], names, parked) if names else []
+
+
+def _parked_lines(release: str, names: Sequence[str], parked: Any) -> list[str]:
+    why = failure_of(parked, "moved")
+    if why:
+        return [f"  ! {release} doesn't know {', '.join(names)}, which could not be parked: {why}"]
+    moved = parked["moved"]
+    if not moved["count"]:
+        return [f"  {release} doesn't know {', '.join(names)}; workers had taken all of them already"]
+    shown = "; ".join(sentence(some, None) for some in moved["tasks"])
+    return [
+        f"  {moved['count']} task(s) were parked, as {release} doesn't know them: {shown}",
+        "  next: once a release that knows them is deployed: ansible-playbook backstep.workers.replay",
+    ]
 
 
 def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:

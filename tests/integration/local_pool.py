@@ -24,6 +24,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.moving impo
 from ansible_collections.backstep.workers.plugins.module_utils._host.staging import stage_host
 from ansible_collections.backstep.workers.plugins.module_utils._host.steps import Terms
 from ansible_collections.backstep.workers.plugins.module_utils._host.store import Content
+from ansible_collections.backstep.workers.plugins.module_utils._release_args import manifest_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import Grant
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import scheduler_of
@@ -70,6 +71,7 @@ class LocalPool:
     barrier: str = ""
     hooks: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
     broker: str = BROKER
     masked_broker: str = MASKED_BROKER
     command: list[str] = field(default_factory=lambda: [PYTHON, "{app}/worker.py", "{worker}"])
@@ -108,7 +110,7 @@ class LocalPool:
         """Stage a release whose id follows from what is given; the id."""
         variables = {"TASKS": str(self.tasks), **self.environment, **environment}
         identity = {"config": config, "environment": variables, "processes": self.processes}
-        identity.update(barrier=self.barrier, hooks=self.hooks, scheduler=self.scheduler)
+        identity.update(barrier=self.barrier, hooks=self.hooks, scheduler=self.scheduler, manifest=self.manifest)
         spec = Spec(
             id=release_id(version, identity),
             version=version,
@@ -124,6 +126,7 @@ class LocalPool:
             barrier=self.barrier,
             hooks=hooks_of(self.hooks),
             scheduler=scheduler_of(self.scheduler),
+            manifest=manifest_of(self.manifest, self.command, ""),
         )
         content = Content(
             archive="",

@@ -85,14 +85,16 @@ def run_group(
     user: str,
     environment: Mapping[str, str],
     give_up: Callable[[], bool] = lambda: False,
+    kept: int = 0,
 ) -> Outcome:
     """Run a program that may start others; whatever of its process group is left when it ends, or when its time is up,
-    is killed. ``out`` is the end of what all of them have said.
+    is killed. ``out`` is the end of what all of them have said, ``err`` empty.
 
     :param user: run as this user with its groups, when we are root.
     :param give_up: asked again and again whether its time is up already.
+    :param kept: keep so many bytes of its output, and what it says of errors apart in ``err``.
     """
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
             # A file and no pipe: a child that outlives the program would keep a pipe open.
             process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # see run
@@ -101,7 +103,7 @@ def run_group(
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=errors if kept else subprocess.STDOUT,
                 start_new_session=True,
                 **_identity(user),
             )
@@ -114,7 +116,7 @@ def run_group(
         # Before it is waited for: until then its number can't be another's.
         _kill_group(process.pid)
         code = process.wait()
-        return Outcome(code, _end_of(output), "", ENDED if ended else TIMED_OUT)
+        return Outcome(code, _end_of(output, kept or _KEPT), _end_of(errors, _KEPT), ENDED if ended else TIMED_OUT)
 
 
 def _has_ended(pid: int) -> bool:
@@ -136,12 +138,12 @@ def kill_process(pid: int) -> None:
         return
 
 
-def _end_of(output: IO[bytes]) -> str:
+def _end_of(output: IO[bytes], most: int) -> str:
     size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - _KEPT))
+    output.seek(max(0, size - most))
     kept = output.read()
     # A line that was cut could hold half a secret, which nobody would recognise.
-    return _text(kept.partition(b"\n")[2] if size > _KEPT else kept)
+    return _text(kept.partition(b"\n")[2] if size > most else kept)
 
 
 def plain_environment(user: Optional[str]) -> dict[str, str]:

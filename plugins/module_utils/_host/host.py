@@ -135,9 +135,9 @@ class Host:
 
     def sealed_units(self, release: str) -> dict[str, bytes]:
         """The unit files that were sealed with a release."""
-        directory = self.layout.unit(release)
+        directory, programs = self.layout.unit(release), self.layout.programs(release)
         try:
-            return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "launch.py"}
+            return {path.name: path.read_bytes() for path in directory.iterdir() if path not in programs}
         except FileNotFoundError:
             raise ReleaseDamaged(f"{directory} is missing.", left="Nothing was switched.") from None
 

@@ -37,6 +37,7 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
     now = moment()
     lease = state.lease
     runs = host.scheduler()
+    back = where_back(host, state, wish, verify)
     return {
         "pool": host.pool.name,
         "host": host.pool.host,
@@ -61,7 +62,9 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "last_token": state.last_token,
         "last_owner": lease.owner if lease else None,
         "barriers": {release: vars(barrier) for release, barrier in state.barriers.items() if barrier.behind},
-        "rollback": where_back(host, state, wish, verify),
+        "rollback": back,
+        "tells_tasks": _tells_tasks(host, back["target"]),
+        "queues": _queues(host, state.current),
         "problems": [
             *schedulers.problems(state, host.pool.host, runs[0] if runs else None),
             *problems(host, state, verify),
@@ -116,6 +119,23 @@ def where_back(host: Host, state: PoolState, wish: str, verify: bool) -> dict[st
     needed = bool(rollout and rollout.open) or state.current != target
     problem = host.target_problem(state, target) if verify and target else ""
     return {"target": target, "needed": needed, "problem": problem, "barrier": describe(state, target)}
+
+
+def _queues(host: Host, release: Optional[str]) -> list[str]:
+    """The queues that a release listens to; none when it can't be read, which others tell."""
+    try:
+        groups = host.store.spec(release).queues if release else []
+    except BackstepError:
+        return []
+    return list(dict.fromkeys(queue for group in groups for queue in group))
+
+
+def _tells_tasks(host: Host, release: Optional[str]) -> bool:
+    """Whether a release can be asked which tasks it can run."""
+    try:
+        return release is not None and host.store.manifest(release).get("problem", "nobody asked") == ""
+    except BackstepError:
+        return False
 
 
 def problems(host: Host, state: PoolState, verify: bool) -> list[str]:

@@ -18,6 +18,13 @@ import os
 import pwd
 import re
 import shlex
+from collections.abc import MutableMapping
+
+
+def extend(environment: MutableMapping[str, str], extension: str) -> None:
+    """Put a text before what a variable says already."""
+    name, separator, text = re.split(r"(\W)", extension, maxsplit=1)
+    environment[name] = separator.join(filter(None, (text, environment.get(name))))
 
 
 def main() -> None:
@@ -36,8 +43,7 @@ def main() -> None:
                 name, value = word.split("=", 1)
                 os.environ[name] = value
     for extension in options.extend:
-        name, separator, text = re.split(r"(\W)", extension, maxsplit=1)
-        os.environ[name] = separator.join(filter(None, (text, os.environ.get(name))))
+        extend(os.environ, extension)
     # What execvp imports to look for a program on PATH may lie where the worker's user can't read it.
     os.get_exec_path()
     if options.user and os.geteuid() == 0:

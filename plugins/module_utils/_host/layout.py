@@ -65,6 +65,8 @@ class Spec:
         by its name in the inventory) and ``period`` (seconds); empty when it has none.
     :param extends: what is put before the values of environment variables: each a name, a separator of one character,
         and the text, with ``{config}`` left in.
+    :param manifest: how it tells which tasks it can run: ``tasks``, a list of names, or ``command``, whose words may be
+        ``{python}`` (the workers' interpreter) and ``{command}`` (their arguments); empty when nothing does.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Spec:
     hooks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     extends: list[str] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
     schema: int = RELEASE_SCHEMA
 
     @property
@@ -127,6 +130,18 @@ class Layout:
     def unit(self, release: str) -> Path:
         """The rendered units of a release, and its launcher."""
         return self.release(release) / "unit"
+
+    def launcher(self, release: str) -> Path:
+        """The program that starts each process of a release."""
+        return self.unit(release) / "launch.py"
+
+    def manifest(self, release: str) -> Path:
+        """The engine's program that tells which tasks a release can run."""
+        return self.unit(release) / "manifest.py"
+
+    def programs(self, release: str) -> list[Path]:
+        """What lies beside the units of a release and is none."""
+        return [self.launcher(release), self.manifest(release)]
 
     def broker_environment(self, release: str) -> Path:
         """The file with the broker's URL that a release's workers read at start; outside of the seal."""
@@ -182,8 +197,13 @@ def expand_command(command: list[str], release: str, layout: Layout, queues: lis
 
 
 def fill_in(word: str, release: str, layout: Layout) -> str:
-    """A word of a command with ``{release}``, ``{app}`` and ``{config}`` as the paths that they stand for."""
-    places = {"release": layout.release(release), "app": layout.app(release), "config": layout.config(release)}
+    """A word of a command with ``{release}``, ``{app}``, ``{config}`` and ``{manifest}`` as the paths of these."""
+    places = {
+        "release": layout.release(release),
+        "app": layout.app(release),
+        "config": layout.config(release),
+        "manifest": layout.manifest(release),
+    }
     for name, path in places.items():
         word = word.replace("{" + name + "}", str(path))
     return word

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 from .._rollout.errors import BadInput, HostUnfit, ReleaseRefused
 from .._rollout.hook_steps import AFTER_STAGE, BEFORE_STAGE, DONE
@@ -14,11 +15,13 @@ from .._rollout.hooks import plan_hooks
 from .._rollout.plans import Action
 from .._rollout.rules import require_target
 from .._rollout.state import BAD, STAGED, UNFINISHED, PoolState
+from .._rollout.stranding import names_of, require_known
 from .files import read_if_there
 from .hooks import run_hook
 from .host import Host
 from .info import describe_host
 from .layout import Spec
+from .manifest import declared, unknown_tasks
 from .store import Content, check_user
 
 _SPARE_BYTES = 64 * 2**20
@@ -55,6 +58,7 @@ def plan_host(
         "actions": actions,
         "release": spec.id,
         "refused": _refusal(state, spec.id),
+        "tells_tasks": bool(spec.manifest),
         "supervisor": supervisor,
         "pool_state": describe_host(host, verify=True, wish=wish),
     }
@@ -103,12 +107,17 @@ def stage_host(
     program: bytes,
     broker_url: str,
     once: bool = False,
+    tasks: Sequence[Mapping[str, Any]] = (),
+    now: Optional[float] = None,
 ) -> dict[str, Any]:
     """Store and seal the release; nothing that runs is touched. It stops at a hook that doesn't go well.
 
     :param program: the bytes of the host program.
     :param once: whether hooks that are meant for one host run on this one.
+    :param tasks: what the queues hold, by name; see ``stranding``.
+    :param now: the broker's clock (epoch seconds).
     :raises ReleaseDamaged: the release is stored, differs from its seal, and runs: it can't be built anew under it.
+    :raises TasksStranded: it doesn't know some of ``tasks``.
     """
     with host.locked():
         state = host.require(rollout)
@@ -127,14 +136,19 @@ def stage_host(
                 if hooked[-1]["outcome"] != DONE:
                     actions = actions[:number]
                     break
-    return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked}
+        names = names_of(tasks)
+        unknown, problem = unknown_tasks(host, spec.id, names) if names else ([], "")
+    require_known(spec.id, tasks, unknown or (), now)
+    told = {"release": spec.id, "tasks": unknown, "problem": problem}
+    return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked, "unknown_tasks": told}
 
 
 def _build(host: Host, state: PoolState, spec: Spec, content: Content, rollout: int) -> None:
     if host.running().get(spec.id):
         host.store.verify(spec.id, state.releases[spec.id].seal)
     host.note("stage_started", rollout, release=spec.id, version=spec.version)
-    seal = host.store.stage(spec, content, host.supervisor.render(spec))
+    units = host.supervisor.render(spec)
+    seal = host.store.stage(spec, content, units, lambda: declared(host, spec, content.environment))
     scheduler = {name: spec.scheduler[name] for name in ("host", "period")} if spec.scheduler else {}
     sealed = {"seal": seal, "barrier": spec.barrier, "hooks": spec.hooks, "scheduler": scheduler}
     host.note("staged", rollout, release=spec.id, **sealed)

@@ -15,7 +15,7 @@ import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from .._rollout.errors import BadInput, BuildFailed, HostUnfit, ReleaseDamaged
 from . import launch
@@ -37,6 +37,7 @@ class Content:
     :param environment: ``pool_env``; may hold secrets.
     :param build: commands (lists of arguments) that run in ``app/`` as the pool's user.
     :param build_seconds: the time-out of each.
+    :param manifest: the text of the engine's program that tells which tasks the release can run, or "".
     """
 
     archive: str
@@ -45,6 +46,7 @@ class Content:
     environment: dict[str, str]
     build: list[list[str]]
     build_seconds: float
+    manifest: str = ""
 
 
 class Store:
@@ -77,6 +79,16 @@ class Store:
         except (OSError, ValueError) as error:
             raise self._damaged(release, [f"{path} can't be read ({type(error).__name__})"]) from None
         return dict(word.split("=", 1) for word in words)
+
+    def manifest(self, release: str) -> dict[str, Any]:
+        """What was sealed of the tasks that a release can run, see ``manifest.declared``; empty where nobody asked.
+
+        :raises ReleaseDamaged: it has no seal that can be read.
+        """
+        try:
+            return dict(json.loads((self.layout.release(release) / _SEAL).read_bytes()).get("manifest", {}))
+        except (OSError, ValueError, TypeError) as error:
+            raise self._damaged(release, [f"{_SEAL} can't be read ({type(error).__name__})"]) from None
 
     def problems(self, release: str, seal: str) -> list[str]:
         """What of a release is no longer as it was sealed; an empty list when every byte, mode and owner is.
@@ -130,8 +142,12 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def stage(self, spec: Spec, content: Content, units: dict[str, bytes]) -> str:
+    def stage(
+        self, spec: Spec, content: Content, units: dict[str, bytes], ask: Callable[[], dict[str, Any]] = dict
+    ) -> str:
         """Build a release in its final place and seal it; the digest of the seal.
+
+        :param ask: asks what was built for the tasks that it can run, which is sealed with it.
 
         A release that was left unfinished is built anew. Fails with nothing left of it and nothing else touched.
         """
@@ -141,7 +157,11 @@ class Store:
             directory.mkdir(parents=True, mode=0o755)
             os.chmod(directory, 0o755)
             self._fill(spec, content, units)
-            return self._seal(spec)
+            # Its code may read its config, as its workers will.
+            self.set_open(spec.id, True)
+            manifest = ask()
+            self.set_open(spec.id, False)
+            return self._seal(spec, manifest)
         except OSError as error:
             self.discard(spec.id)
             raise HostUnfit(
@@ -179,7 +199,9 @@ class Store:
             os.chown(config, 0, group)
         for name, data in units.items():
             write_file(unit / name, data, 0o644)
-        write_file(unit / "launch.py", launch_source(), 0o644)
+        write_file(self.layout.launcher(spec.id), launch_source(), 0o644)
+        if content.manifest:
+            write_file(self.layout.manifest(spec.id), content.manifest.encode(), 0o644)
 
     def _build(self, spec: Spec, content: Content) -> None:
         app = self.layout.app(spec.id)
@@ -209,7 +231,7 @@ class Store:
             if not path.is_symlink():
                 os.chmod(path, stat.S_IMODE(path.stat().st_mode) & ~0o022)
 
-    def _seal(self, spec: Spec) -> str:
+    def _seal(self, spec: Spec, manifest: dict[str, Any]) -> str:
         directory = self.layout.release(spec.id)
         for path in walk(directory):
             if path.is_file() and not path.is_symlink():
@@ -218,7 +240,7 @@ class Store:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
-        sealed = {"spec": spec.as_json(), "entries": self._entries(directory)}
+        sealed = {"spec": spec.as_json(), "entries": self._entries(directory), "manifest": manifest}
         raw = json.dumps(sealed, sort_keys=True, indent=1).encode()
         write_file(directory / _SEAL, raw, 0o600)
         fsync_directory(self.layout.releases)

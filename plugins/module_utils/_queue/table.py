@@ -49,6 +49,9 @@ class WorkerDefaults(NamedTuple):
     extends: tuple[str, ...] = ()
     """Environment variables that have the worker load the reporter: the name, a separator of one character, and what is
     put before the value that the variable has already."""
+    manifest: str = ""
+    """The file, of those in ``roles/pool/files/manifests``, that asks the app of a worker with this command for the
+    tasks that it can run; "" when nothing can be asked."""
     stop: Optional[StopOption] = None
     """``None`` when its workers wait for their tasks as long as these take."""
     again_seconds: Optional[float] = None
@@ -151,6 +154,7 @@ ENGINES = {
             command=_celery_command("backstep_celery"),
             broker_variable="CELERY_BROKER_URL",
             reporters=("backstep_celery.py", "backstep_celery_unknown.py"),
+            manifest="celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=3600,
         ),
@@ -162,6 +166,7 @@ ENGINES = {
             command=_celery_command("backstep_celery_rabbitmq"),
             broker_variable="CELERY_BROKER_URL",
             reporters=("backstep_celery_rabbitmq.py",),
+            manifest="celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=1800,
         ),
@@ -173,6 +178,7 @@ ENGINES = {
             command=_dramatiq_command("backstep_dramatiq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
             reporters=("backstep_dramatiq.py", "backstep_dramatiq_app.py"),
+            manifest="dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
         ),
@@ -184,6 +190,7 @@ ENGINES = {
             command=_dramatiq_command("backstep_dramatiq_rabbitmq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
             reporters=("backstep_dramatiq_rabbitmq.py", "backstep_dramatiq_app.py"),
+            manifest="dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
             again_seconds=1800,
@@ -198,7 +205,9 @@ ENGINES = {
     "rq": _Entry(
         "redis",
         _rq,
-        WorkerDefaults(("{app}/venv/bin/rq", "worker", "--name", "{worker}", "{queues}"), "RQ_REDIS_URL"),
+        WorkerDefaults(
+            ("{app}/venv/bin/rq", "worker", "--name", "{worker}", "{queues}"), "RQ_REDIS_URL", manifest="rq.py"
+        ),
     ),
     "sidekiq": _Entry(
         "redis",

@@ -134,6 +134,12 @@ class HookFailed(BackstepError):
     code = "hook_failed"
 
 
+class TasksStranded(BackstepError):
+    """Tasks wait that the release can't run."""
+
+    code = "tasks_stranded"
+
+
 class BuildFailed(BackstepError):
     """A build command of the release failed."""
 

@@ -159,7 +159,7 @@ class Supervisord(Supervisor):
         # The later one counts: pool_env can give the workers another broker URL than Backstep's own.
         files = [str(self.layout.broker_environment(spec.id)), f"{self.layout.config(spec.id)}/environment"]
         for program in programs(spec, self.pool, self.layout):
-            launcher = [self.pool.python, f"{self.layout.unit(spec.id)}/launch.py"]
+            launcher = [self.pool.python, str(self.layout.launcher(spec.id))]
             for path in files:
                 launcher += ["--environment", path]
             launcher += ["--user", spec.user, *program.options, "--"]

@@ -109,7 +109,7 @@ class Systemd(Supervisor):
     def render(self, spec: Spec) -> dict[str, bytes]:
         files = {}
         for program in programs(spec, self.pool, self.layout):
-            launcher = [self.pool.python, f"{self.layout.unit(spec.id)}/launch.py"]
+            launcher = [self.pool.python, str(self.layout.launcher(spec.id))]
             command = [*launcher, *program.options, "--", *program.command]
             variables = program.environment
             files[self._unit(spec.id, program.index)] = _SERVICE.format(

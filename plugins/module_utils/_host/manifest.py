@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which tasks a release can run: asked of its own code, outside of its workers, as their user and in their environment.
+
+What is asked is a declared list, or a command of the pool's, or the engine's own program, which is stored with the
+release. It prints the names: one on each line, or at the end one line of JSON, ``{"tasks": [...]}``, or for code that
+keeps no register of its tasks ``{"unknown": [...]}``: those of ``BACKSTEP_TASKS`` (JSON) that it can't run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from typing import Any, Optional
+
+from .._rollout.errors import BuildFailed
+from .._rollout.masking import hide
+from .commands import ENDED, plain_environment, run_group
+from .host import Host
+from .launch import extend
+from .layout import Layout, Spec, expand_command, fill_in, worker_environment
+
+PYTHON, COMMAND = "{python}", "{command}"
+_SECONDS = 60.0
+_KEPT = 1 << 22
+_LETTERS = 500
+# An environment variable can't be longer than 128 KiB.
+_ASKED_AT_ONCE = 500
+
+
+def declared(host: Host, spec: Spec, environment: dict[str, str]) -> dict[str, Any]:
+    """What a release says of its tasks when it is staged, to be sealed with it.
+
+    :returns: ``tasks`` (sorted names, or None where its code can only be asked for some), and ``problem``: why it
+        can't be asked at all, or "".
+    :raises BuildFailed: the pool's own command gives no answer.
+    """
+    given = spec.manifest
+    if "tasks" in given:
+        return {"tasks": sorted(given["tasks"]), "problem": ""}
+    if not given:
+        return {"tasks": None, "problem": "nothing tells which tasks this release can run"}
+    answer = _ask(host, spec, environment, [])
+    if answer["problem"] and PYTHON not in given["command"]:
+        raise BuildFailed(
+            f"pool_manifest.command gave no task names: {answer['problem']}.",
+            left="The release was removed; what runs goes on.",
+            next_step="Mend the command and deploy again.",
+        )
+    return {"tasks": answer["tasks"], "problem": answer["problem"]}
+
+
+def unknown_tasks(host: Host, release: str, names: Collection[str]) -> tuple[Optional[list[str]], str]:
+    """Those of these task names that a stored release can't run, sorted; None, and why, where nobody can tell.
+
+    :raises ReleaseDamaged: it can't be read.
+    """
+    sealed = host.store.manifest(release)
+    if sealed.get("tasks") is not None:
+        return sorted(set(names) - set(sealed["tasks"])), ""
+    problem = sealed.get("problem", "it was stored by a Backstep that didn't ask")
+    found: set[str] = set()
+    wanted = sorted(names)
+    for start in range(0, len(wanted), _ASKED_AT_ONCE):
+        if problem:
+            break
+        some = wanted[start : start + _ASKED_AT_ONCE]
+        answer = _ask(host, host.store.spec(release), host.store.environment(release), some)
+        problem = answer["problem"]
+        found.update(answer["unknown"] or ())
+    return (None, problem) if problem else (sorted(found), "")
+
+
+def _ask(host: Host, spec: Spec, environment: dict[str, str], names: list[str]) -> dict[str, Any]:
+    """``tasks``, ``unknown`` and ``problem``; one of the first two is None, or both where there is a problem."""
+    command = _command(spec, host.layout)
+    if not command:
+        return _problem("the workers' command names no Python interpreter that could be asked")
+    url = host.broker_url(spec.broker) or ""
+    queues = [queue for group in spec.queues for queue in group]
+    known = worker_environment(spec, host.pool, host.layout, 0, queues)
+    del known["BACKSTEP_WORKER"]
+    whole = {
+        **plain_environment(spec.user),
+        "USER": spec.user,
+        "LOGNAME": spec.user,
+        **({spec.broker_variable: url} if url else {}),
+        **environment,
+        **known,
+        "BACKSTEP_TASKS": json.dumps(names),
+        # A sealed release is to stay as it is.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    for extension in spec.extends:
+        extend(whole, fill_in(extension, spec.id, host.layout))
+    app = str(host.layout.app(spec.id))
+    found = run_group(command, timeout=_SECONDS, directory=app, user=spec.user, environment=whole, kept=_KEPT)
+    if found.code or found.how != ENDED:
+        said = hide(found.last_words, [*environment.values(), url])
+        return _problem(f"it ended with {found.code}: {said}"[:_LETTERS])
+    return _read(found.out)
+
+
+def _command(spec: Spec, layout: Layout) -> list[str]:
+    worker = expand_command(spec.command, spec.id, layout, [queue for group in spec.queues for queue in group])
+    words: list[str] = []
+    for word in spec.manifest["command"]:
+        if word == PYTHON:
+            words.append(_python(worker[0]))
+        elif word == COMMAND:
+            words += worker[3:] if _is_python(worker[0]) else worker[1:]
+        else:
+            words.append(fill_in(word, spec.id, layout))
+    return words if all(words) else []
+
+
+def engine_arguments(command: Sequence[str], program: str) -> Optional[Sequence[str]]:
+    """The arguments of a command that starts an engine's program, or its module; None where it does neither."""
+    name = os.path.basename(program)
+    if _is_python(command[0]):
+        is_it = list(command[1:2]) == ["-m"] and command[2].partition(".")[0] == name
+        return command[3:] if is_it else None
+    return command[1:] if os.path.basename(command[0]) == name else None
+
+
+def _is_python(program: str) -> bool:
+    return os.path.basename(program).startswith("python")
+
+
+def _python(program: str) -> str:
+    """The interpreter that runs a program, or that lies beside it, as in a virtual environment; "" where none does."""
+    if _is_python(program):
+        return program
+    for name in ("python", "python3"):
+        beside = os.path.join(os.path.dirname(program), name)
+        if os.path.isabs(beside) and os.access(beside, os.X_OK):
+            return beside
+    return ""
+
+
+def _read(said: str) -> dict[str, Any]:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if not lines or not lines[-1].startswith("{"):
+        return {"tasks": sorted(set(lines)), "unknown": None, "problem": ""}
+    try:
+        told = json.loads(lines[-1])
+        names = {kind: sorted(map(str, told[kind])) for kind in ("tasks", "unknown") if kind in told}
+    except (ValueError, TypeError):
+        names = {}
+    if not names:
+        return _problem("its last line is JSON that has no tasks")
+    return {"tasks": None, "unknown": None, "problem": "", **names}
+
+
+def _problem(text: str) -> dict[str, Any]:
+    return {"tasks": None, "unknown": None, "problem": text}

@@ -1,0 +1,113 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a change of version would strand, and how a release is asked for its tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.backstep.workers.plugins.module_utils._host.manifest import engine_arguments
+from ansible_collections.backstep.workers.plugins.module_utils._release_args import manifest_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput, TasksStranded
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
+    duration,
+    names_of,
+    require_consumers,
+    require_known,
+)
+from ansible_collections.backstep.workers.plugins.plugin_utils.text import parking_lines
+
+NOW = 1_000_000.0
+
+
+def some(task: str | None, state: str = "waiting", count: int = 1, oldest: float | None = None) -> dict[str, Any]:
+    return {"queue": "mail", "state": state, "task": task, "count": count, "oldest": oldest}
+
+
+def test_only_what_a_worker_would_take_by_itself_is_asked_for() -> None:
+    held = [some("b"), some("a", "retrying"), some("a", "scheduled"), some("c", "dead"), some("d", "parked")]
+    assert names_of([*held, some(None)]) == ["a", "b"]
+
+
+def test_a_release_that_knows_them_all_is_let_through() -> None:
+    require_known("2.0", [some("a"), some("b", "dead"), some(None, count=7)], ["b"], NOW)
+
+
+def test_what_it_does_not_know_is_told_with_count_queue_and_age() -> None:
+    held = [some("a", count=5, oldest=NOW - 7300), some("b"), some("c", "retrying", 2)]
+    with pytest.raises(TasksStranded) as refused:
+        require_known("2.0", held, ["a", "c"], NOW)
+    assert "a (5 waiting in mail, the oldest since 2 h); c (2 retrying in mail)." in str(refused.value)
+    assert "Nothing was switched." in str(refused.value)
+    assert [task["task"] for task in refused.value.details["tasks"]] == ["a", "c"]
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(-5, "0 s"), (59, "59 s"), (90, "2 min"), (7200, "2 h"), (2e5, "2 d")])
+def test_a_time_span_is_told_in_its_largest_unit(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_queue_with_a_backlog_needs_a_listener() -> None:
+    queues = {
+        "mail": {"waiting": 9}, "old": {"waiting": 3, "scheduled": None, "retrying": 1},
+        "empty": {"waiting": 0, "scheduled": 0, "retrying": None}, "dead": {"waiting": 0, "dead": 4},
+    }  # fmt: skip
+    with pytest.raises(TasksStranded) as refused:
+        require_consumers(["mail"], queues)
+    assert "old (3 waiting, 1 retrying)." in str(refused.value)
+    assert refused.value.details["queues"] == ["old"]
+    require_consumers(["mail", "old"], queues)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (["/opt/mail/venv/bin/celery", "-A", "mail", "worker"], ["-A", "mail", "worker"]),
+        (["/usr/bin/python3", "-m", "celery", "worker"], ["worker"]),
+        (["python3.11", "-m", "celery.bin.celery", "worker"], ["worker"]),
+        (["/usr/bin/python3", "-m", "mail"], None),
+        (["/usr/bin/python3", "celery"], None),
+        (["/opt/mail/run-celery"], None),
+    ],
+)
+def test_the_engine_s_own_program_is_known_by_its_name(command: list[str], arguments: list[str] | None) -> None:
+    assert engine_arguments(command, "{app}/venv/bin/celery") == arguments
+
+
+def test_how_a_release_is_asked_is_what_was_given_or_the_engine_s_own_way() -> None:
+    command = ["/opt/mail/venv/bin/rq", "worker"]
+    own = {"command": ["{python}", "{manifest}", "{command}"]}
+    assert manifest_of({}, command, "rq") == own
+    assert manifest_of({"ask": False}, command, "rq") == {}
+    assert manifest_of({}, command, "") == {}
+    assert manifest_of({"tasks": ["b", "a", "b"]}, command, "rq") == {"tasks": ["a", "b"]}
+    assert manifest_of({"command": "bin/tasks --all"}, command, "rq") == {"command": ["bin/tasks", "--all"]}
+    with pytest.raises(BadInput):
+        manifest_of({"tasks": [], "command": "bin/tasks"}, command, "rq")
+
+
+def told(tasks: list[str] | None, problem: str = "") -> dict[str, Any]:
+    return {"release": "1.0", "tasks": tasks, "problem": problem}
+
+
+def test_what_was_parked_on_the_way_back_is_said() -> None:
+    moved = {"moved": {"count": 5, "tasks": [some("a", count=5)]}}
+    named = {"tasks": []}
+    (said, then) = parking_lines({"named": named, "told": [told(["a"]), told(None, "no")], "parked": moved})
+    assert said == "  5 task(s) were parked, as 1.0 doesn't know them: a (5 waiting in mail)"
+    assert "replay" in then
+    assert parking_lines({}) == []
+    assert parking_lines({"named": named, "told": [told([])], "parked": {}}) == []
+
+
+def test_what_could_not_be_found_out_or_parked_is_said() -> None:
+    named = {"tasks": []}
+    lost = {"named": {"failed": True, "msg": "no answer"}, "told": [], "parked": {}}
+    assert parking_lines(lost) == ["  ! nobody has looked for tasks that the old release doesn't know: no answer"]
+    (silent,) = parking_lines({"named": named, "told": [told(None, "it ended with 1")], "parked": {}})
+    assert silent == "  ! which tasks 1.0 knows could not be found out: it ended with 1"
+    (refused,) = parking_lines({"named": named, "told": [told(["a"])], "parked": {"failed": True, "msg": "no right"}})
+    assert refused == "  ! 1.0 doesn't know a, which could not be parked: no right"
+    (late,) = parking_lines({"named": named, "told": [told(["a"])], "parked": {"moved": {"count": 0, "tasks": []}}})
+    assert late == "  1.0 doesn't know a; workers had taken all of them already"
