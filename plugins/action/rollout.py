@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_times
+from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
@@ -25,6 +26,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder i
     require_put_back,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import ABORT, OVERLAP
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import LEAVE, require_consumers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
@@ -55,6 +57,7 @@ OPTIONS: dict[str, Any] = {
     "mode": {"type": "str", "default": OVERLAP},
     "drain_policy": {"type": "str", "default": ABORT},
     "visibility_timeout": {"type": "float", "default": 0.0},
+    "stranded": {"type": "str", "default": LEAVE},
     "answers": {"type": "str", "default": ""},
     "broker": {"type": "dict", "default": {}},
     "plan": {"type": "dict", "default": {}},
@@ -64,6 +67,7 @@ OPTIONS: dict[str, Any] = {
     "verdicts": {"type": "str", "default": ""},
     "touches": {"type": "bool", "default": False},
     "recovered": {"type": "list", "elements": "dict", "default": []},
+    "parking": {"type": "dict", "default": {}},
     "report_dir": {"type": "str", "default": ""},
     "journals": {"type": "str", "default": ""},
     "asked": {"type": "float"},
@@ -112,12 +116,9 @@ class ActionModule(ActionBase):
         dead = owners.dead_runs(answers)
         hooks, scheduler = hooks_of(params["hooks"]), scheduler_of(params["scheduler"])
         if params["kind"] == "deploy":
-            fleet.require_unpaused(params["broker"])
             schedulers.require_host(scheduler, params["all_hosts"])
-            times = worker_times(params["engine"], params["command"], params["visibility_timeout"])
-            require_drain_time(params["engine"], params["drain_timeout"], times)
             lost = params["broker"].get("lost_when_killed") or []
-            require_put_back(params["engine"], params["drain_policy"], lost)
+            _require_fit(params, lost)
             plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"], scheduler)
             fleet.hold_consuming(
                 plan,
@@ -183,6 +184,7 @@ class ActionModule(ActionBase):
         outcome = {**records.outcome(params["plan"], params["record"]), "recovered": params["recovered"]}
         data = report.report_data(params["pool"], params["plan"], params["record"], outcome, journals, params["broker"])
         lines = text.end_lines(params["pool"], params["plan"], params["record"], outcome, self._task.check_mode)
+        lines += text.parking_lines(params["parking"])
         lines += text.care_lines(outcome, params["broker"])
         if params["report_dir"] and not self._task.check_mode:
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
@@ -207,3 +209,17 @@ class ActionModule(ActionBase):
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
         self._show(lines)
         return {"text": lines, "silent": [host for host in journals if host not in data["clocks"]]}
+
+
+def _require_fit(params: dict[str, Any], lost: list[str]) -> None:
+    """Refuse a deploy for what the broker tells, or for times in the wrong order.
+
+    :param lost: names of tasks that go with a worker that is killed.
+    """
+    fleet.require_unpaused(params["broker"])
+    times = worker_times(params["engine"], params["command"], params["visibility_timeout"])
+    require_drain_time(params["engine"], params["drain_timeout"], times)
+    require_put_back(params["engine"], params["drain_policy"], lost)
+    if params["stranded"] != LEAVE:
+        listened = [queue for group in queue_groups(params["queues"]) for queue in group]
+        require_consumers(listened, params["broker"].get("queues") or {})

@@ -162,6 +162,16 @@ options:
     type: list
     elements: dict
     default: []
+  stranded:
+    description: V(leave) when queues that hold tasks may be left without a consumer.
+    type: str
+    default: leave
+  parking:
+    description: What was done about tasks that the release doesn't know to which the pool goes back. C(named), the
+      answer of M(backstep.workers.queue_info), C(told), what hosts say of them, and C(parked), the answer of
+      M(backstep.workers.task_move).
+    type: dict
+    default: {}
   report_dir:
     description: The directory on the controller that the report is written to. Empty means none.
     type: str

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import ledger_tasks  # type: ignore[import-not-found]  # stands beside this file in a release
@@ -26,3 +27,7 @@ def work(number: int, seconds: float) -> None:
     """Task ``number``, which is tried again until a release can do it."""
     check.run()
     ledger_tasks.work(number, seconds)
+
+
+if importlib.util.find_spec("ledger_tasks_later"):  # a later version of the app
+    app.task(name="ledger_tasks_later.work")(ledger_tasks.work)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import dramatiq
@@ -29,3 +30,7 @@ def work(number: int, seconds: float) -> None:
     """Task ``number``, which is tried again until a release can do it."""
     check.fn()
     ledger_tasks.work(number, seconds)
+
+
+if importlib.util.find_spec("ledger_tasks_later"):  # a later version of the app
+    dramatiq.actor(actor_name="ledger_tasks_later.work", queue_name="letters")(ledger_tasks.work)
