@@ -28,7 +28,7 @@ import time
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import backstep_celery_unknown  # noqa: F401  # it acts by being there
+from backstep_celery_unknown import park_unknown_tasks
 from celery import current_app, signals
 
 _NAME = os.environ.get("BACKSTEP_WORKER", "")
@@ -153,3 +153,4 @@ if _NAME and _URL.startswith(("redis://", "rediss://", "unix://", _SENTINEL)):
     signals.task_failure.connect(_reporter.on_failure, weak=False)
     signals.task_retry.connect(_reporter.on_failure, weak=False)
     signals.task_postrun.connect(_reporter.on_end, weak=False)
+    park_unknown_tasks(_NAME)

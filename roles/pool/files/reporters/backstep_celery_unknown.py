@@ -16,7 +16,6 @@ from typing import Any
 
 from celery import bootsteps, current_app
 
-_WORKER = os.environ.get("BACKSTEP_WORKER", "")
 _CANARY = "backstep-canary-"
 # ARGV: queue, hash and sorted set of what is unacknowledged, delivery tag, bytes as they are held, list, bytes for the
 # list, id, owner, reason -> 1 when it is parked. Each comes behind those that were parked before.
@@ -39,6 +38,8 @@ _log = logging.getLogger(__name__)
 class Parking(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery tells no types
     """Takes the place of what the consumer does with a task that nobody has registered."""
 
+    worker = ""
+
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         reject = consumer.on_unknown_task
@@ -48,7 +49,7 @@ class Parking(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery tells no
             if known.startswith(_CANARY) or not hasattr(message.channel, "unacked_key"):
                 return reject(body, message, error)
             # One that can't be parked stays unacknowledged, and comes back.
-            if _park(message, known):
+            if _park(message, known, self.worker):
                 message.ack_log_error(_log, consumer.connection_errors)
                 _log.error("Task %s is parked: this release knows no %s.", known, (message.headers or {}).get("task"))
             return None
@@ -56,7 +57,7 @@ class Parking(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery tells no
         consumer.on_unknown_task = park
 
 
-def _park(message: Any, known: str) -> bool:
+def _park(message: Any, known: str, worker: str) -> bool:
     channel, tag = message.channel, message.delivery_tag
     try:
         with channel.conn_or_acquire() as client:
@@ -64,7 +65,7 @@ def _park(message: Any, known: str) -> bool:
             held, _exchange, queue = json.loads(stored)
             target = channel._q_for_pri(queue, channel._get_message_priority(held, reverse=False))
             places = (queue, channel.unacked_key, channel.unacked_index_key, tag)
-            why = (_WORKER, "the worker's release doesn't know it")
+            why = (worker, "the worker's release doesn't know it")
             return bool(client.eval(_PARK, 0, *places, stored, target, json.dumps(held), known, *why))
     except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
         # Only its kind: the text could hold the broker's password.
@@ -72,5 +73,11 @@ def _park(message: Any, known: str) -> bool:
         return False
 
 
-if _WORKER and os.environ.get("PARK_UNKNOWN_TASKS", "yes").lower() not in ("no", "false", "0"):
-    current_app.steps["consumer"].add(Parking)
+def park_unknown_tasks(worker: str) -> None:
+    """Have the worker that is about to start do so.
+
+    :param worker: its name.
+    """
+    if os.environ.get("PARK_UNKNOWN_TASKS", "yes").lower() not in ("no", "false", "0"):
+        Parking.worker = worker
+        current_app.steps["consumer"].add(Parking)
