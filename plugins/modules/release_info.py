@@ -35,10 +35,15 @@ options:
     type: str
     default: ''
   tasks:
-    description: Names of tasks. Empty means that none is asked for.
+    description: Names of tasks that O(known_by) may not know. Empty means that it isn't asked.
     type: list
     elements: str
     default: []
+  known_by:
+    description: Which release to ask for O(tasks), the one to which a rollback would go, or the current one.
+    type: str
+    default: target
+    choices: [target, current]
   watch:
     description: The release whose workers to watch. Empty means not to watch.
     type: str
@@ -67,15 +72,16 @@ pool_state:
     C(scheduler) (C(release) and C(pid) of the one that runs here, C(host) and C(period) of the one that should; null
     where there is none), C(draining) (releases that were left with tasks to end), C(reaped) (those of which every
     process has ended since), C(last_token),
-    C(rollback) (C(target), C(needed), C(problem)), C(tells_tasks) (whether that target can be asked which tasks it can
-    run), C(queues) (that the current release listens to), C(problems), C(clock) (epoch seconds) and C(events).
+    C(rollback) (C(target), C(needed), C(problem)), C(tells_tasks) (whether that target or the current release can be
+    asked which tasks it can run), C(queues) (that the current release listens to), C(problems), C(clock) (epoch
+    seconds) and C(events).
   type: dict
   returned: success
   sample: {"current": "2.4.0-3fa9c1d2", "current_state": "good", "running": {"2.4.0-3fa9c1d2": 4}}
 unknown_tasks:
   description: >-
-    Which of O(tasks) the release doesn't know to which a rollback would go. C(release), C(tasks) (their names, or null
-    when nobody can tell) and C(problem) (why nobody can).
+    Which of O(tasks) the release doesn't know. C(release), C(tasks) (their names, or null when nobody can tell) and
+    C(problem) (why nobody can).
   type: dict
   returned: when O(tasks) is given
   sample: {"release": "2.3.0-11d0a7b2", "tasks": ["mail.send_later"], "problem": ""}
@@ -116,9 +122,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         result["evidence"] = {**seen, "unreachable": unreachable(host, params["watch"])}
     result["pool_state"] = describe_host(host, events=params["events"], verify=params["verify"], wish=params["to"])
     if params["tasks"]:
-        target = result["pool_state"]["rollback"]["target"]
-        unknown, problem = unknown_tasks(host, target, params["tasks"]) if target else (None, "there is no target")
-        result["unknown_tasks"] = {"release": target, "tasks": unknown, "problem": problem}
+        told = result["pool_state"]
+        release = told["current"] if params["known_by"] == "current" else told["rollback"]["target"]
+        unknown, problem = unknown_tasks(host, release, params["tasks"]) if release else (None, "there is no release")
+        result["unknown_tasks"] = {"release": release, "tasks": unknown, "problem": problem}
     return result
 
 
@@ -131,6 +138,7 @@ def main() -> None:
             "verify": {"type": "bool", "default": False},
             "to": {"type": "str", "default": ""},
             "tasks": {"type": "list", "elements": "str", "default": []},
+            "known_by": {"type": "str", "default": "target", "choices": ["target", "current"]},
             "watch": {"type": "str", "default": ""},
             "seconds": {"type": "float", "default": 0.0},
         },

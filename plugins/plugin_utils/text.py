@@ -128,6 +128,9 @@ def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any]) -> list[st
     ids = [task["id"] for task in outcome["recovered"] if task not in cut_off]
     if ids:
         lines.append(f"  {len(ids)} task(s) were put back that a worker had taken and never begun: {', '.join(ids)}")
+    parked = sum(queue.get("parked") or 0 for queue in (broker.get("queues") or {}).values())
+    if parked and outcome["ended"] == "deployed":
+        lines.append(f"  {parked} task(s) are parked; next: ansible-playbook backstep.workers.replay puts them back")
     return lines + _queue_lines(broker)
 
 

@@ -60,8 +60,7 @@ def deploy(stand: Stand, folder: Path, version: str, build: str, **more: Any) ->
 
 def test_what_the_old_release_does_not_know_is_parked_and_runs_in_the_end(stand: Stand, tmp_path: Path) -> None:
     producer = stand.bench
-    assert deploy(stand, tmp_path, "1", "old").status == 0
-    assert deploy(stand, tmp_path, "2", "new").status == 0
+    assert [deploy(stand, tmp_path, *each).status for each in (("1", "old"), ("2", "new"))] == [0, 0]
     with open_engine(stand.engine, stand.broker_url, 10.0) as engine:
         # As many as busy workers take ahead at most, so that the others wait in their queue, too.
         for number in range(HELD):
@@ -81,7 +80,13 @@ def test_what_the_old_release_does_not_know_is_parked_and_runs_in_the_end(stand:
         parked = engine.task_ids(QUEUE, PARKED, ALL).ids
         assert set(parked) == {task_id(number) for number in range(HELD, ALL)}
         assert len(parked) == ALL - HELD
-        assert deploy(stand, tmp_path, "4", "new").status == 0
+        early = play(stand, tmp_path, "early", "replay", pool_hosts=HOSTS[0])
+        assert early.status != 0
+        assert f"doesn't know {NEW}. No task was moved." in early.output
+        assert set(engine.task_ids(QUEUE, PARKED, ALL).ids) == set(parked)
+        fourth = deploy(stand, tmp_path, "4", "new")
+        assert fourth.status == 0
+        assert f"{ALL - HELD} task(s) are parked; next: " in fourth.output
         replayed = play(stand, tmp_path, "replay", "replay", pool_hosts=HOSTS[0])
         assert replayed.status == 0
         wait_for("everything is done", lambda: producer.finished() == ALL, SECONDS)
@@ -89,18 +94,27 @@ def test_what_the_old_release_does_not_know_is_parked_and_runs_in_the_end(stand:
     assert (found.balanced, found.counts()["finished"], found.counts()["duplicated"]) == (True, ALL, 0)
 
 
-def test_a_queue_that_nobody_would_listen_to_is_not_left(tmp_path: Path) -> None:
+def test_a_failed_deploy_parks_too_and_no_queue_is_left_without_a_listener(tmp_path: Path) -> None:
     with a_stand("rq") as stand:
-        build = stand.folder / "builds" / "old"
-        build.mkdir(parents=True)
-        shutil.copy(LEDGER_TASKS, build)
-        assert deploy(stand, tmp_path, "1", "old", pool_queues=[QUEUE, "later"], pool_processes=1).status == 0
+        for name in ("old", "new"):
+            build = stand.folder / "builds" / name
+            build.mkdir(parents=True)
+            shutil.copy(LEDGER_TASKS, build)
+        shutil.copy(LEDGER_TASKS, stand.folder / "builds" / "new" / "ledger_tasks_later.py")
+        both: dict[str, Any] = {"pool_queues": [QUEUE, "later"], "pool_processes": 1}
+        assert deploy(stand, tmp_path, "1", "old", **both).status == 0
         producer = stand.bench
         for number in range(2):
-            producer.enqueue("later", number, 30)
+            producer.enqueue("later", number, 40)
+        scheduled = [producer.enqueue(QUEUE, number, 0, task=NEW, delay=3600) for number in (2, 3)]
         with open_engine("rq", stand.broker_url, 10.0) as engine:
             wait_for("one is executed", lambda: len(engine.executing(["later"])) == 1, SECONDS)
-        refused = deploy(stand, tmp_path, "2", "old", pool_processes=1)
-        assert refused.status != 0
-        assert "Nobody would listen any more to queues that hold tasks: later (1 waiting)." in refused.output
-        assert set(versions(stand)) == {"1"}
+            refused = deploy(stand, tmp_path, "2", "new", pool_processes=1)
+            assert refused.status != 0
+            assert "Nobody would listen any more to queues that hold tasks: later (1 waiting)." in refused.output
+            failed = deploy(stand, tmp_path, "3", "new", **both, pool_health={"bake": 1, "canary_task": "no.such"})
+            assert failed.status != 0
+            assert "2 task(s) were parked, as 1-" in failed.output
+            assert set(engine.task_ids(QUEUE, PARKED, 10).ids) == set(scheduled)
+            wait_for("the old release is alone", lambda: set(versions(stand)) == {"1"}, SECONDS)
+            assert balance(engine, stand.ledger_url, [QUEUE, "later"]).balanced

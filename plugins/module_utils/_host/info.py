@@ -63,7 +63,8 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "last_owner": lease.owner if lease else None,
         "barriers": {release: vars(barrier) for release, barrier in state.barriers.items() if barrier.behind},
         "rollback": back,
-        "tells_tasks": _tells_tasks(host, back["target"]),
+        # The current one is where a deploy that fails goes back to.
+        "tells_tasks": any(_tells_tasks(host, release) for release in (state.current, back["target"]) if release),
         "queues": _queues(host, state.current),
         "problems": [
             *schedulers.problems(state, host.pool.host, runs[0] if runs else None),
@@ -130,10 +131,10 @@ def _queues(host: Host, release: Optional[str]) -> list[str]:
     return list(dict.fromkeys(queue for group in groups for queue in group))
 
 
-def _tells_tasks(host: Host, release: Optional[str]) -> bool:
+def _tells_tasks(host: Host, release: str) -> bool:
     """Whether a release can be asked which tasks it can run."""
     try:
-        return release is not None and host.store.manifest(release).get("problem", "nobody asked") == ""
+        return bool(host.store.manifest(release).get("problem", "nobody asked") == "")
     except BackstepError:
         return False
 
