@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,31 @@ def test_what_was_kept_only_because_it_ran_is_pruned_when_it_has_ended(pool: Loc
     wait_for("it is pruned", lambda: first not in pool.open().state().good_releases())
     assert not (pool.root / "releases" / first).exists()
     assert len(pool.open().state().good_releases()) == 2
+
+
+def test_a_release_that_is_pruned_while_somebody_looks_is_no_problem(pool: LocalPool) -> None:
+    first = pool.deploy("1.0")
+    pool.deploy("2.0")
+    host = pool.open()
+    seen: list[dict[str, Any]] = []
+    looking = threading.Thread(target=lambda: seen.append(describe_host(pool.open(), verify=True)))
+    with host.locked():
+        host.store.discard(first)
+        looking.start()
+        # Long enough for it to have found that the files are gone, and to wait for whoever is at work here.
+        looking.join(1.0)
+        assert looking.is_alive()
+        host.note("pruned", host.state().last_token, release=first)
+    looking.join()
+    assert seen[0]["problems"] == []
+
+
+def test_a_release_whose_files_are_gone_is_a_problem(pool: LocalPool) -> None:
+    first = pool.deploy("1.0")
+    pool.deploy("2.0")
+    pool.open().store.discard(first)
+    (problem,) = describe_host(pool.open(), verify=True)["problems"]
+    assert f"The stored release {first} can't be used" in problem
 
 
 def test_after_a_reboot_it_clears_up() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from .._rollout import schedulers
 from .._rollout.barriers import describe
-from .._rollout.errors import BackstepError, NoGoodRelease
+from .._rollout.errors import BackstepError, NoGoodRelease, StepOutOfOrder
 from .._rollout.hook_steps import AFTER_CONFIRM
 from .._rollout.hooks import is_once, name_of, pending
 from .._rollout.names import worker_prefix
@@ -22,6 +22,7 @@ from .processes import start_of
 from .supervisors.base import MainProcess
 
 RUNNING = "running"
+_PRUNE_SECONDS = 5.0
 
 
 def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: str = "") -> dict[str, Any]:
@@ -160,11 +161,20 @@ def problems(host: Host, state: PoolState, verify: bool) -> list[str]:
         return found
     for release in state.good_releases():
         problem = host.target_problem(state, release)
-        if problem:
+        if problem and not _was_pruned(host, release):
             found.append(problem)
         elif release == state.current:
             found += [f"unit {name} differs from the sealed one" for name in host.drift(release)]
     return found
+
+
+def _was_pruned(host: Host, release: str) -> bool:
+    """Whether somebody has pruned it since the journal was read: that is noted after its files are gone."""
+    try:
+        with host.locked(_PRUNE_SECONDS):
+            return release not in host.state().releases
+    except StepOutOfOrder:
+        return False
 
 
 def workers(host: Host, release: str, part: Part = Part.WORKERS) -> list[dict[str, Any]]:
