@@ -22,6 +22,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host import (
     way_back,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._host.layout import SCHEDULER_INDEX
+from ansible_collections.backstep.workers.plugins.module_utils._host.store import Content
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import STUCK
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner
@@ -173,7 +174,7 @@ def take_step(run: Run, facts: Facts, meanwhile: Meanwhile | None = None) -> Don
         if arguments["state"] == "planned":
             digest = host.program_digest()
             return staging.plan_host(host, spec, program_digest=digest, broker_url=BROKER, needed_bytes=0)
-        content: Any = None
+        content = Content(archive="", directory="", config={}, environment={}, build=[], build_seconds=0)
         return staging.stage_host(host, spec, content, rollout=arguments["rollout"], program=PROGRAM, broker_url=BROKER)
 
     return _on(facts, "controller", act, meanwhile)

@@ -274,8 +274,9 @@ class PaperStore(Store):
     def problems(self, release: str, seal: str) -> list[str]:
         return [] if self.host.facts.stored.get(release) == "whole" and seal else [f"{release} is not whole"]
 
-    def stage(self, spec: Spec, content: Any, units: dict[str, bytes]) -> str:
+    def stage(self, spec: Spec, content: Any, units: dict[str, bytes], ask: Callable[[], dict[str, Any]] = dict) -> str:
         self._put("begin to build", spec.id, "half")
+        ask()
         self._put("seal", spec.id, "whole")
         return f"seal of {spec.id}"
 

@@ -110,6 +110,7 @@ def test_every_event_and_every_step_of_the_flows_is_reached() -> None:
         (flow, task.name)
         for flow in (DEPLOY, ROLLBACK)
         for task in program(flow).code
-        if isinstance(task, Task) and task.module in ON_HOSTS and "events" not in task.arguments
+        # What only reads is left out: journals to show, and tasks, of which a broker of paper holds none.
+        if isinstance(task, Task) and task.module in ON_HOSTS and not {"events", "tasks"} & set(task.arguments)
     }
     assert steps - set().union(*(seen.tasks for seen in everything)) == set()
