@@ -80,6 +80,49 @@ options:
     type: list
     elements: str
     default: []
+  releases:
+    description:
+      - Dead tasks only. Those that failed in a worker of one of these releases.
+      - RQ and BullMQ note whose worker it was. With another engine none is chosen then; use O(died_after).
+    type: list
+    elements: str
+    default: []
+  error:
+    description: Dead tasks only. Those whose error, on one line (such as V(KeyError)), has this in it.
+    type: str
+    default: ''
+  died_after:
+    description: Dead tasks only. Those that failed for the last time after this time, such as V(2026-11-21T03:00:00Z).
+    type: str
+  died_before:
+    description: Dead tasks only. Those that failed for the last time before this time.
+    type: str
+  run:
+    description:
+      - Dead tasks only, for O(operation=replay). The name of this run. What a run is about to put back is noted in the
+        broker, for seven days. Called again with the same name, it goes on where it was cut short, and puts no task
+        back twice, not even one that has failed again since.
+      - The default is a name of its own, which is returned.
+    type: str
+  rate:
+    description: Dead tasks only, for O(operation=replay). At most so many tasks per second.
+    type: float
+  canary:
+    description:
+      - Dead tasks only, for O(operation=replay). Put so many back first, and the others only when these have ended
+        well.
+    type: int
+    default: 0
+  canary_seconds:
+    description: How long the tasks of O(canary) may take, the time that they wait included.
+    type: float
+    default: 300
+  max_failed:
+    description:
+      - Dead tasks only, for O(operation=replay). When more than so many of those that were put back have failed again,
+        the rest is left where it is. Those that failed again are parked, so that nobody puts them back by mistake.
+    type: int
+    default: 0
   to:
     description:
       - What becomes of tasks with O(operation=recover). V(waiting) has them run again.
@@ -109,6 +152,30 @@ EXAMPLES = r"""
     queues: [mail]
     limit: 10
   delegate_to: localhost
+
+- name: See what a bad release left dead (with check mode, nothing is moved)
+  backstep.workers.task_move:
+    engine: rq
+    broker_url: redis://redis.example.org:6379/0
+    operation: replay
+    queues: [mail]
+    states: [dead]
+    releases: [2.5.0-1c0ffee]
+  check_mode: true
+  delegate_to: localhost
+
+- name: Put it back, five tasks first, and then twenty per second
+  backstep.workers.task_move:
+    engine: rq
+    broker_url: redis://redis.example.org:6379/0
+    operation: replay
+    queues: [mail]
+    states: [dead]
+    releases: [2.5.0-1c0ffee]
+    canary: 5
+    rate: 20
+    run: after-2.5.0
+  delegate_to: localhost
 """
 
 RETURN = r"""
@@ -121,6 +188,23 @@ moved:
   type: dict
   returned: with O(operation=park) and O(operation=replay)
   sample: {"count": 1, "by_queue": {"mail": 1}, "before": {"waiting": 1}, "after": {"parked": 1}, "ids": ["6f1c"]}
+dead:
+  description: >-
+    The dead tasks that were chosen, by C(queue), C(task) (their name, or null), C(error) (its kind, or ""), C(release)
+    (in whose workers they failed, or null), with C(count), C(first) and C(last) (when they died, in epoch seconds, or
+    null) and C(expires) (when the engine drops the first of them, unless the app has set another time; null when it
+    keeps them). In check mode there is a warning, too, where some are dropped within a day.
+  type: list
+  elements: dict
+  returned: with O(states=dead)
+  sample:
+    - {"queue": "mail", "task": "mail.tasks.send", "error": "KeyError", "release": "2.5.0-1c0ffee", "count": 3,
+       "first": 1795230000.5, "last": 1795230060.25, "expires": null}
+run:
+  description: The name of the run, to go on with.
+  type: str
+  returned: with O(operation=replay) and O(states=dead)
+  sample: 20261121-030000-1c0ffe
 recovered:
   description: >-
     The tasks that were taken back. Each may have run in part and may run twice. C(id), C(task) (its name), C(queue),
@@ -147,6 +231,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     open_broker,
     queue_names,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._dead_args import DEAD_OPTIONS, are_only_dead, move_dead
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
@@ -172,7 +257,25 @@ def work(module: AnsibleModule) -> dict[str, Any]:
 
 
 def _move(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, Any]:
-    selection = Selection(
+    verb, queues, more = params["operation"], queue_names(params["queues"]), dict[str, Any]()
+    if are_only_dead(params):
+        moved, more = move_dead(engine, queues, params, dry_run)
+    elif verb == "park":
+        moved = engine.park(queues, _selection(params), params["owner"], params["reason"], dry_run)
+    else:
+        moved = engine.replay(queues, _selection(params), dry_run)
+    actions = [{"action": verb, "queue": queue, "count": count} for queue, count in moved.by_queue.items()]
+    return {
+        "changed": moved.count > 0,
+        "actions": actions,
+        "moved": {**as_result(moved), "count": moved.count, "cut": moved.cut},
+        "diff": {"before": moved.before, "after": moved.after},
+        **more,
+    }
+
+
+def _selection(params: dict[str, Any]) -> Selection:
+    return Selection(
         states=tuple(params["states"] or STATES[params["operation"]]),
         ids=tuple(params["ids"]),
         tasks=tuple(params["tasks"]),
@@ -180,18 +283,6 @@ def _move(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, An
         enqueued_before=moment("enqueued_before", params["enqueued_before"]),
         limit=params["limit"],
     )
-    verb, queues = params["operation"], queue_names(params["queues"])
-    if verb == "park":
-        moved = engine.park(queues, selection, params["owner"], params["reason"], dry_run)
-    else:
-        moved = engine.replay(queues, selection, dry_run)
-    actions = [{"action": verb, "queue": queue, "count": count} for queue, count in moved.by_queue.items()]
-    return {
-        "changed": moved.count > 0,
-        "actions": actions,
-        "moved": {**as_result(moved), "count": moved.count, "cut": moved.cut},
-        "diff": {"before": moved.before, "after": moved.after},
-    }
 
 
 def _recover(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, Any]:
@@ -230,6 +321,7 @@ def main() -> None:
             "reason": {"type": "str", "default": ""},
             "workers_gone": names,
             "to": {"type": "str", "default": WAITING, "choices": [WAITING, DEAD]},
+            **DEAD_OPTIONS,
         },
         required_if=[("operation", "park", ("owner",))],
         supports_check_mode=True,

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import redis
 
-from tests.support.ledger_tasks import FINISHED, STARTED
+from tests.support.ledger_tasks import FINISHED, MENDED, STARTED
 from tests.support.servers import wait_for
 from tools.common import CHECKOUT
 
@@ -27,6 +27,7 @@ ENQUEUED = "ledger:enqueued"
 ID = "task-"
 TASK = "ledger_tasks.work"
 FAILING_TASK = "ledger_tasks.fail"
+DYING_TASK = "ledger_tasks.die"
 UNKNOWN_TASK = "app.tasks.unknown"
 # Celery's pool now and then waits half a minute for an answer that its main process gives no more (seen with 5.7).
 _STOP_SECONDS = 60
@@ -180,6 +181,11 @@ class Bench(ABC):
         with redis.Redis.from_url(self.ledger_url) as notes:
             started, finished = (notes.hget(kind, str(number)) for kind in (STARTED, FINISHED))
         return int(started or 0), int(finished or 0)
+
+    def mend(self, numbers: Iterable[int]) -> None:
+        """Have these tasks that die end well from now on."""
+        with redis.Redis.from_url(self.ledger_url) as notes:
+            notes.sadd(MENDED, *map(str, numbers))
 
     def finished(self) -> int:
         """How many tasks have been finished at least once, by their own notes."""

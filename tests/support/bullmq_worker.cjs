@@ -20,7 +20,7 @@ if (process.env.SENTINEL) {
   const sentinels = INSTANCES.map(([host, port]) => ({ host, port }));
   connection = { sentinels, name: MASTER_NAME, password: PASSWORD };
 }
-const tasks = { 'ledger_tasks.work': ledger.work, 'ledger_tasks.fail': ledger.fail };
+const tasks = { 'ledger_tasks.work': ledger.work, 'ledger_tasks.fail': ledger.fail, 'ledger_tasks.die': ledger.die };
 
 async function process_(job) {
   if (job.name === 'backstep-canary') return;

@@ -26,3 +26,4 @@ for queue in QUEUES:
     dramatiq.get_broker().declare_queue(queue)
 dramatiq.actor(actor_name="ledger_tasks.work", queue_name=QUEUES[0])(ledger_tasks.work)
 dramatiq.actor(actor_name="ledger_tasks.fail", queue_name=QUEUES[0], min_backoff=3_600_000)(ledger_tasks.fail)
+dramatiq.actor(actor_name="ledger_tasks.die", queue_name=QUEUES[0], max_retries=1, min_backoff=1)(ledger_tasks.die)

@@ -43,4 +43,13 @@ async function fail(number) {
   throw new Error(`task ${number} fails, as it is meant to`);
 }
 
-module.exports = { connectionTo, onCluster, work, fail };
+async function die(number) {
+  await note('started', number);
+  if (!(await notes.sismember('ledger:mended', String(number)))) {
+    await note('failed', number);
+    throw new RangeError(`task ${number} isn't mended`);
+  }
+  await note('finished', number);
+}
+
+module.exports = { connectionTo, onCluster, work, fail, die };

@@ -13,6 +13,7 @@ import time
 import redis
 
 STARTED, FINISHED, FAILED = "ledger:started", "ledger:finished", "ledger:failed"
+MENDED = "ledger:mended"
 
 
 def work(number: int, seconds: float) -> None:
@@ -29,3 +30,13 @@ def fail(number: int) -> None:
     notes.hincrby(STARTED, str(number), 1)
     notes.hincrby(FAILED, str(number), 1)
     raise RuntimeError(f"task {number} fails, as it is meant to")
+
+
+def die(number: int) -> None:
+    """Task ``number``, which dies at once and for good until the numbers that are mended contain its own."""
+    notes = redis.Redis.from_url(os.environ["LEDGER_URL"])
+    notes.hincrby(STARTED, str(number), 1)
+    if not notes.sismember(MENDED, str(number)):
+        notes.hincrby(FAILED, str(number), 1)
+        raise LookupError(f"task {number} isn't mended")
+    notes.hincrby(FINISHED, str(number), 1)

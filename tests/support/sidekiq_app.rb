@@ -25,6 +25,13 @@ module LedgerTasks
     notes&.close
   end
 
+  def self.mended?(number)
+    notes = Redis.new(url: ENV.fetch("LEDGER_URL"))
+    notes.sismember("ledger:mended", number.to_i.to_s)
+  ensure
+    notes&.close
+  end
+
   class Work
     include Sidekiq::Worker
 
@@ -47,6 +54,21 @@ module LedgerTasks
       LedgerTasks.note("started", number)
       LedgerTasks.note("failed", number)
       raise "task #{number} fails, as it is meant to"
+    end
+  end
+
+  # Dies at once and for good until the numbers that are mended contain its own.
+  class Die
+    include Sidekiq::Worker
+
+    sidekiq_options retry: 0
+
+    def perform(number)
+      LedgerTasks.note("started", number)
+      return LedgerTasks.note("finished", number) if LedgerTasks.mended?(number)
+
+      LedgerTasks.note("failed", number)
+      raise KeyError, "task #{number} isn't mended"
     end
   end
 end

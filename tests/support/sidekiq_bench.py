@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import redis
 
-from tests.support.bench import FAILING_TASK, REPORTERS, SUPPORT, TASK, UNKNOWN_TASK, Bench, Call
+from tests.support.bench import DYING_TASK, FAILING_TASK, REPORTERS, SUPPORT, TASK, UNKNOWN_TASK, Bench, Call
 
 # Keeps its process id: the worker's name ends in it, as the names that Backstep gives do.
 _START = (
@@ -23,6 +23,7 @@ _START = (
 _CLASSES = {
     TASK: "LedgerTasks::Work",
     FAILING_TASK: "LedgerTasks::Fail",
+    DYING_TASK: "LedgerTasks::Die",
     UNKNOWN_TASK: "AppTasks::Unknown",
     "letters.send": "Letters::Send",
 }

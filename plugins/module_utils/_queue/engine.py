@@ -37,6 +37,8 @@ RECOVER_SECONDS = 3.0
 """How long ``recover`` is given for its proofs, where nobody asks for another time. A worker claims what it has popped
 within milliseconds; only one that is stopped or cut off takes longer."""
 CANARY_PREFIX = "backstep-canary-"
+NOTES_SECONDS = 7 * 24 * 3600
+"""How long a run that puts dead tasks back can be gone on with."""
 
 
 def once(predicate: Callable[[], bool]) -> bool:
@@ -187,6 +189,26 @@ class NamedTasks:
 
 
 @dataclass(frozen=True)
+class DeadTask:
+    """A task that its engine tries no more."""
+
+    id: str
+    task: Optional[str]
+    queue: str
+    enqueued: Optional[float]
+    died: Optional[float]
+    """When it failed last (epoch seconds), by the clock that the engine takes: the broker's or its worker's."""
+    mark: str
+    """Another one each time that it dies."""
+    error: str
+    """One line of what it failed with, or "". May hold what it was called with, so it is compared and never shown."""
+    worker: Optional[str]
+    """Whose worker it failed in."""
+    expires: Optional[float]
+    """When the engine drops it, unless the app has set another time; ``None`` when it keeps it."""
+
+
+@dataclass(frozen=True)
 class Moved:
     """What a move did, or would do (``dry_run``)."""
 
@@ -294,6 +316,22 @@ class Engine(ABC):
         """Every task by its name, sorted by queue, state and name: what lies in these queues, what workers have taken
         ahead, and what they execute (what is abandoned counts as that). Canaries are left out; no argument is decoded.
         """
+
+    @abstractmethod
+    def dead_tasks(self, queues: Sequence[str]) -> list[DeadTask]:
+        """Every dead task, canaries left out; none where the engine has no place for them (``uncountable_states``)."""
+
+    @abstractmethod
+    def note_replay(self, run: str, marks: Mapping[str, str]) -> None:
+        """Keep in the broker, for ``NOTES_SECONDS``, which dead tasks a run is about to put back.
+
+        :param run: its name: letters, digits, ``_``, ``.`` and ``-``.
+        :param marks: task id -> ``DeadTask.mark``.
+        """
+
+    @abstractmethod
+    def noted_replay(self, run: str) -> dict[str, str]:
+        """All that was noted of a run, by task id; empty when nothing was."""
 
     @abstractmethod
     def workers(self) -> list[WorkerSeen]:

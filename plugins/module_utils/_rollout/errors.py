@@ -140,6 +140,12 @@ class TasksStranded(BackstepError):
     code = "tasks_stranded"
 
 
+class ReplayStopped(BackstepError):
+    """Tasks that were put back failed again, or didn't end in time."""
+
+    code = "replay_stopped"
+
+
 class BuildFailed(BackstepError):
     """A build command of the release failed."""
 

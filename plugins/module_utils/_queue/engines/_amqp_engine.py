@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Generator, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from typing import Any, ClassVar, NamedTuple, Optional
 
 from ..._rollout.errors import BrokerUnreachable
 from .. import engine as contract
 from ..engine import CANARY_PREFIX
+from . import _amqp_dead as dead
 from . import _amqp_moves as moves
 from ._amqp import AmqpLink
 from ._amqp_messages import Message, Messages, is_canary, parked_queue
@@ -222,6 +223,20 @@ class AmqpEngine(Pauseless, Moving):
                         if tasks > 0
                     ]
         return found
+
+    def dead_tasks(self, queues: Sequence[str]) -> list[contract.DeadTask]:
+        found: list[contract.DeadTask] = []
+        for queue in queues:
+            place = self.messages.dead_place(queue)
+            with closing(self._lying_in(queue, place)) if place else nullcontext(()) as messages:
+                found += [dead.dead_task(self.messages, queue, message) for message in messages]
+        return found
+
+    def note_replay(self, run: str, marks: Mapping[str, str]) -> None:
+        dead.note_replay(self._link, run, marks)
+
+    def noted_replay(self, run: str) -> dict[str, str]:
+        return dead.noted_replay(self._link, run)
 
     def workers(self) -> list[contract.WorkerSeen]:
         return [seen(notes, self._uncounted(notes)) for notes in self._workers.living()]

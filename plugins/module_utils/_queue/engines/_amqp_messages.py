@@ -19,6 +19,9 @@ _PARKED = f"{OURS}parked."
 class Messages(ABC):
     """One engine's way. A task without an id is counted, and stays where it is."""
 
+    dead_kept_seconds: Optional[int] = None
+    """How long the engine's queues keep a dead task; ``None`` for ever."""
+
     @abstractmethod
     def id(self, message: Message) -> str:
         """The task's id; "" when its producer gave none."""
@@ -35,6 +38,10 @@ class Messages(ABC):
         """When it was enqueued (epoch seconds), where its producer says so."""
         at: Optional[float] = message[1].timestamp
         return at
+
+    def error(self, message: Message) -> str:
+        """One line of what a dead task failed with, where its message tells that."""
+        return ""
 
     def check(self, selection: Selection) -> None:  # noqa: B027  # most engines' messages tell all that is asked for
         """:raises BadInput: tasks can't be selected so, as nothing in a message tells it."""

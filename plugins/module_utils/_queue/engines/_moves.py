@@ -61,6 +61,15 @@ class Tally:
         self.ids.extend(ids[: max(0, LISTED_AT_MOST - len(self.ids))])
         self.vanished.extend(vanished)
 
+    def join(self, moved: Moved) -> None:
+        """Add what another move did."""
+        self.by_queue.update(moved.by_queue)
+        self.before.update(moved.before)
+        self.after.update(moved.after)
+        self.tasks = summed([*self.tasks, *moved.tasks])
+        self.ids.extend(moved.ids[: max(0, LISTED_AT_MOST - len(self.ids))])
+        self.vanished.extend(moved.vanished)
+
     def result(self) -> Moved:
         """The whole of it."""
         return Moved(

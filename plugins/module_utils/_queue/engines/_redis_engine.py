@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ..engine import Selection
+from ..engine import CANARY_PREFIX, NOTES_SECONDS, DeadTask, Selection
+from ._dead import last_line
 from ._moves import Moving, TaskMove
 from ._pauseless import Pauseless
-from ._redis import Command, RedisLink
-from ._redis_moves import RedisMove
+from ._redis import Command, RedisLink, text
+from ._redis_moves import BATCH, RedisMove
 
 
 class RedisEngine(Moving):
@@ -23,6 +24,9 @@ class RedisEngine(Moving):
     """A script that tries what writing takes, as ``RedisLink.check`` runs it."""
     move: ClassVar[type[RedisMove]]
     """How its tasks are parked and replayed."""
+    list_dead: ClassVar[str] = ""
+    """A script. ARGV: queue, cursor, count -> {next cursor, for each dead task {id, name, enqueued, died, mark, error,
+    worker, expires}}; "" where the engine has no place for them."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._link = RedisLink(url, timeout, rights=self.rights)
@@ -32,6 +36,46 @@ class RedisEngine(Moving):
 
     def check(self, write: bool) -> dict[str, Any]:
         return self._link.check(self.reading, self.proof if write else "")
+
+    def dead_tasks(self, queues: Sequence[str]) -> list[DeadTask]:
+        found: dict[tuple[str, str], DeadTask] = {}  # a scan may tell one twice
+        for queue in queues if self.list_dead else ():
+            cursor = None
+            while cursor != b"0":
+                cursor, rows = self._link.run(self.list_dead, queue, cursor or b"0", BATCH)
+                tasks = (task for task in self._dead_of(queue, rows) if not task.id.startswith(CANARY_PREFIX))
+                found.update(((queue, task.id), task) for task in tasks)
+        return list(found.values())
+
+    def _dead_of(self, queue: str, rows: Sequence[Sequence[bytes]]) -> list[DeadTask]:
+        """What ``list_dead`` has told."""
+        return [
+            DeadTask(
+                id=text(known),
+                task=text(task) or None,
+                queue=queue,
+                enqueued=float(enqueued) if enqueued else None,
+                died=float(died) if died else None,
+                mark=text(mark),
+                error=last_line(text(error)),
+                worker=text(worker) or None,
+                expires=float(expires) if expires else None,
+            )
+            for known, task, enqueued, died, mark, error, worker, expires in rows
+        ]
+
+    def _replay_key(self, run: str) -> str:
+        return f"backstep:{self.name}:replay:{run}"
+
+    def note_replay(self, run: str, marks: Mapping[str, str]) -> None:
+        key = self._replay_key(run)
+        self._link.ask_all(
+            [("HSET", key, *(word for pair in marks.items() for word in pair)), ("EXPIRE", key, NOTES_SECONDS)]
+        )
+
+    def noted_replay(self, run: str) -> dict[str, str]:
+        noted = self._link.ask("HGETALL", self._replay_key(run))
+        return {text(known): text(mark) for known, mark in noted.items()}
 
     def _move(self, queues: Sequence[str], selection: Selection, allowed: Sequence[str], dry_run: bool) -> TaskMove:
         return self.move(self._link, selection, allowed, dry_run)

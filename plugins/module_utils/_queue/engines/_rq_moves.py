@@ -87,16 +87,16 @@ class Move(RedisMove):
         return [(name or hidden[task_id], at) for task_id, name, at in zip(ids, names, times)]
 
     def _by_payload(self, ids: Sequence[str]) -> dict[str, Optional[str]]:
-        names: dict[str, Optional[str]] = {}
-        for start in range(0, len(ids), _PAYLOADS_AT_ONCE):
-            some = ids[start : start + _PAYLOADS_AT_ONCE]
-            names.update(zip(some, payload_names(self._link, some)))
-        return names
+        return dict(zip(ids, payload_names(self._link, ids)))
 
 
 def payload_names(link: RedisLink, ids: Sequence[str]) -> list[Optional[str]]:
     """The task names in the payloads of these jobs; ``None`` where it can't be told, or the payload is huge."""
-    sizes = link.ask_all([("HSTRLEN", f"rq:job:{task_id}", "data") for task_id in ids])
-    fields = ["data" if size <= _LARGEST_PAYLOAD else "" for size in sizes]
-    payloads = link.ask_all([("HGET", f"rq:job:{task_id}", field) for task_id, field in zip(ids, fields)])
-    return [name_in_payload(data) if data else None for data in payloads]
+    names: list[Optional[str]] = []
+    for start in range(0, len(ids), _PAYLOADS_AT_ONCE):
+        keys = [f"rq:job:{task_id}" for task_id in ids[start : start + _PAYLOADS_AT_ONCE]]
+        sizes = link.ask_all([("HSTRLEN", key, "data") for key in keys])
+        fields = ["data" if size <= _LARGEST_PAYLOAD else "" for size in sizes]
+        payloads = link.ask_all([("HGET", key, field) for key, field in zip(keys, fields)])
+        names += [name_in_payload(data) if data else None for data in payloads]
+    return names

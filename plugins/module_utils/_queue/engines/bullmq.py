@@ -24,6 +24,7 @@ from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities, unique
 from ..url import PREFIX_OPTION, clustered, taken_out
 from . import _bullmq_scripts as scripts
+from ._bullmq_dead import LIST_DEAD
 from ._bullmq_keys import BULL, OURS, PrefixedLink
 from ._bullmq_moves import Move
 from ._bullmq_outcomes import Outcomes, outcomes
@@ -61,6 +62,7 @@ class BullmqEngine(PauselessEngine):
     reading = _READING
     proof = scripts.PROVE_RIGHTS
     move = Move
+    list_dead = LIST_DEAD
     no_pause = "BullMQ's pause has no end of its own: when whoever set it dies, the queue hands out nothing any more."
     none_to_end = "Backstep has paused no BullMQ queue, so there is no pause of its own to end."
     capabilities = Capabilities(
@@ -84,6 +86,9 @@ class BullmqEngine(PauselessEngine):
             raise _no_prefix(prefix or "bull", "a hash tag, which has a cluster keep all keys on one node")
         self._link: PrefixedLink = PrefixedLink(url, timeout, self.rights, prefix)
         self._connection = re.compile(re.escape(self._link.base) + r"([A-Za-z0-9+/]+=*):w:(.+)")
+
+    def _replay_key(self, run: str) -> str:
+        return f"{self._link.ours}replay:{run}"
 
     def known_queues(self) -> list[str]:
         base = self._link.base

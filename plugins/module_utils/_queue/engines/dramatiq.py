@@ -13,6 +13,7 @@ from .. import engine as contract
 from ..engine import CANARY_PREFIX, Capabilities
 from . import _dramatiq_scripts as scripts
 from ._dramatiq_canaries import HEARD_OF_SECONDS, outcomes, send, withdraw
+from ._dramatiq_dead import LIST_DEAD
 from ._dramatiq_held import SILENT_SECONDS, Look, forget, held_for_later, look, read_note, recover
 from ._dramatiq_moves import Move
 from ._redis import acl_rule, text
@@ -54,6 +55,7 @@ class DramatiqEngine(PauselessEngine):
     reading = _READING
     proof = scripts.PROVE_RIGHTS
     move = Move
+    list_dead = LIST_DEAD
     no_pause = "Dramatiq has no pause: its workers can't be told to take nothing."
     none_to_end = "Dramatiq has no pause, so there is none to end."
     capabilities = Capabilities(

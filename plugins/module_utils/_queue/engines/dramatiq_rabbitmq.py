@@ -18,6 +18,8 @@ from .. import engine as contract
 from ..engine import Capabilities
 from ._amqp_engine import AmqpEngine
 from ._amqp_messages import Message, Messages
+from ._dead import last_line
+from ._dramatiq_dead import KEPT_SECONDS
 from ._dramatiq_messages import canary
 
 _LATER, _DEAD = ".DQ", ".XQ"
@@ -25,6 +27,8 @@ _LATER, _DEAD = ".DQ", ".XQ"
 
 class _Dramatiq(Messages):
     """Dramatiq's default encoder, JSON. A message of another one has no id that can be read, and stays where it is."""
+
+    dead_kept_seconds = KEPT_SECONDS
 
     def id(self, message: Message) -> str:
         return str(_read(message).get("message_id") or "")
@@ -50,6 +54,9 @@ class _Dramatiq(Messages):
             f"{queue}{_LATER}": (contract.SCHEDULED, contract.RETRYING),
             f"{queue}{_DEAD}": (contract.DEAD,),
         }
+
+    def error(self, message: Message) -> str:
+        return last_line(str((_read(message).get("options") or {}).get("traceback") or ""))
 
     def state(self, place: str, message: Message) -> str:
         if place.endswith(_DEAD):

@@ -9,6 +9,7 @@ import json
 import uuid
 import zlib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 from ..._rollout.errors import BadInput, PauseRefused
@@ -19,6 +20,7 @@ from . import _rq_scripts as scripts
 from ._redis import acl_rule, text
 from ._redis_engine import RedisEngine
 from ._redis_moves import BATCH
+from ._rq_dead import LIST_DEAD, traceback_of
 from ._rq_moves import Move, payload_names
 from ._rq_payload import canary_payload, from_time, name_in_description, to_time
 from ._rq_unclaimed import Unclaimed
@@ -49,6 +51,7 @@ class RqEngine(RedisEngine):
     reading = _READING
     proof = scripts.PROVE_RIGHTS
     move = Move
+    list_dead = LIST_DEAD
     capabilities = Capabilities(
         pause_scope="broker",
         pause_survives_worker_restart=True,
@@ -165,6 +168,17 @@ class RqEngine(RedisEngine):
             )
             for (queue, _claim), task_id, name, (worker, created), job in zip(found, ids, self._names(ids), held, jobs)
         ]
+
+    def _dead_of(self, queue: str, rows: Sequence[Sequence[bytes]]) -> list[contract.DeadTask]:
+        told = []
+        for known, task, enqueued, died, mark, error, worker, expires in rows:
+            at = from_time(text(enqueued))
+            shown = b"" if at is None else b"%.6f" % at
+            told.append((known, task, shown, died, mark, traceback_of(error).encode(), worker, expires))
+        found = super()._dead_of(queue, told)
+        hidden = [task.id for task in found if task.task is None]
+        names = dict(zip(hidden, payload_names(self._link, hidden)))
+        return [replace(task, task=task.task or names[task.id]) for task in found]
 
     def _names(self, ids: Sequence[str]) -> list[Optional[str]]:
         """Task names, from the payload where it is small enough, else from the description."""

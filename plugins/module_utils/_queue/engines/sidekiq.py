@@ -15,6 +15,7 @@ from ._redis import acl_rule, text
 from ._redis_engine import PauselessEngine
 from ._redis_moves import BATCH
 from ._sidekiq_canaries import outcomes, send, withdraw
+from ._sidekiq_dead import LIST_DEAD
 from ._sidekiq_moves import SETS, Move
 from ._sidekiq_recover import recover
 from ._sidekiq_workers import Held, Registered, held_by, registered, seen, told_by
@@ -39,6 +40,7 @@ class SidekiqEngine(PauselessEngine):
     reading = _READING
     proof = scripts.PROVE_RIGHTS
     move = Move
+    list_dead = LIST_DEAD
     no_pause = (
         "Sidekiq has no pause: a process that is told to take nothing never takes a task again, and its scheduler "
         "stops too."

@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options for dead tasks, and what they are turned into."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from ._broker_args import moment
+from ._host.clock import until
+from ._queue.engine import DEAD, Engine, Moved, Selection
+from ._queue.triage import Pace, Replay, Wanted, expiring, groups, select
+from ._rollout.errors import BadInput
+
+DEAD_OPTIONS: dict[str, Any] = {
+    "releases": {"type": "list", "elements": "str", "default": []},
+    "error": {"type": "str", "default": ""},
+    "died_after": {"type": "str"},
+    "died_before": {"type": "str"},
+    "run": {"type": "str"},
+    "rate": {"type": "float"},
+    "canary": {"type": "int", "default": 0},
+    "canary_seconds": {"type": "float", "default": 300.0},
+    "max_failed": {"type": "int", "default": 0},
+}
+_SOON_SECONDS = 24 * 3600
+
+
+def are_only_dead(params: dict[str, Any]) -> bool:
+    """Whether it is dead tasks alone that are to be moved.
+
+    :raises BadInput: it isn't, and there are options that are for dead tasks only.
+    """
+    if params["states"] == [DEAD]:
+        return True
+    odd = sorted(name for name, known in DEAD_OPTIONS.items() if params[name] not in (None, known.get("default")))
+    if odd:
+        raise BadInput(
+            f"{', '.join(odd)}: only dead tasks can be chosen, or put back, by that.",
+            left="No task was moved.",
+            next_step="Add states: [dead].",
+        )
+    return False
+
+
+def move_dead(
+    engine: Engine, queues: list[str], params: dict[str, Any], dry_run: bool
+) -> tuple[Moved, dict[str, Any]]:
+    """Put dead tasks back, or park them.
+
+    :returns: what was moved, and more for the result: ``dead`` (what was chosen, by group), ``run``, ``warnings``.
+    :raises BadInput: a value that can't be meant, or an engine without a place for dead tasks.
+    """
+    if DEAD in engine.capabilities.uncountable_states:
+        raise BadInput(f"{engine.name} has no place for dead tasks.", left="No task was moved.")
+    wanted = Wanted(
+        ids=frozenset(params["ids"]),
+        tasks=frozenset(params["tasks"]),
+        releases=frozenset(params["releases"]),
+        error=params["error"],
+        **{
+            name: moment(name, params[name])
+            for name in ("enqueued_after", "enqueued_before", "died_after", "died_before")
+        },
+    )
+    found = select(engine.dead_tasks(queues), wanted)
+    more: dict[str, Any] = {}
+    if params["operation"] == "park":
+        chosen = found[: params["limit"]]
+        moved = engine.park(queues, _these(chosen), params["owner"], params["reason"], dry_run)
+    else:
+        pace = Pace(params["rate"], params["canary"], params["canary_seconds"], params["max_failed"])
+        name = params["run"] or f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        replay = Replay(engine, queues, name, pace, until)
+        chosen = replay.open(found, params["limit"])
+        moved = engine.replay(queues, _these(chosen), dry_run=True) if dry_run else replay.put_back(chosen)
+        more = {"run": name}
+    soon = expiring(found, time.time() + _SOON_SECONDS) if dry_run else ""
+    return moved, {**more, "dead": groups(chosen), "warnings": [soon] if soon else []}
+
+
+def _these(tasks: list[Any]) -> Selection:
+    """Exactly these dead tasks. No task has the id that stands for none."""
+    return Selection(states=(DEAD,), ids=tuple(task.id for task in tasks) or ("",))
