@@ -36,6 +36,8 @@ def ansible_environment(bin_folder: Path = VENV / "bin") -> dict[str, str]:
         "BACKSTEP_IMAGE": image_name(),
         "BACKSTEP_WHEELHOUSE": str(WHEELHOUSE),
         "BACKSTEP_NODE_MODULES": str(MODULES),
+        # Seconds for one answer of the Docker engine, which took over a minute to remove three hosts on a busy machine.
+        "DOCKER_TIMEOUT": "300",
         "LC_ALL": "C.UTF-8",
         "PATH": os.pathsep.join([str(bin_folder), kept.get("PATH", os.defpath)]),
         "PYTHONNOUSERSITE": "1",
