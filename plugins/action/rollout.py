@@ -17,6 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule, require_dead
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
@@ -33,9 +34,10 @@ from ansible_collections.backstep.workers.plugins.plugin_utils import owner as o
 from ansible_collections.backstep.workers.plugins.plugin_utils import report, text
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
 
 OPTIONS: dict[str, Any] = {
-    "operation": {"type": "str", "required": True, "choices": ["plan", "note", "end", "status", "report"]},
+    "operation": {"type": "str", "required": True, "choices": ["plan", "note", "dead", "end", "status", "report"]},
     "pool": {"type": "str", "required": True},
     "kind": {"type": "str", "default": "deploy", "choices": ["deploy", "rollback"]},
     "all_hosts": {"type": "list", "elements": "str", "default": []},
@@ -68,6 +70,9 @@ OPTIONS: dict[str, Any] = {
     "touches": {"type": "bool", "default": False},
     "recovered": {"type": "list", "elements": "dict", "default": []},
     "parking": {"type": "dict", "default": {}},
+    "dead": {"type": "dict", "default": {}},
+    "dead_rules": {"type": "list", "elements": "dict", "default": []},
+    "unknown": {"type": "list", "elements": "str", "default": []},
     "report_dir": {"type": "str", "default": ""},
     "journals": {"type": "str", "default": ""},
     "asked": {"type": "float"},
@@ -87,6 +92,7 @@ class ActionModule(ActionBase):
         operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "plan": self._plan,
             "note": self._note,
+            "dead": self._dead,
             "end": self._end,
             "status": self._status,
             "report": self._report,
@@ -178,13 +184,22 @@ class ActionModule(ActionBase):
         answers = self._answers(variable, hosts)
         return {host: answer for host, answer in answers.items() if not (answer and answer.get("skipped"))}
 
+    def _dead(self, params: dict[str, Any]) -> dict[str, Any]:
+        if not params["plan"]:
+            lines = chosen_lines(params["dead"])
+            self._show(lines)
+            return {"text": lines}
+        went_back = records.outcome(params["plan"], params["record"])["ended"] == "rolled_back"
+        names = {group["task"] for group in params["dead"].get("dead") or []}
+        return {"by_rule": by_rule(names, params["dead_rules"] if went_back else [], params["unknown"])}
+
     def _end(self, params: dict[str, Any]) -> dict[str, Any]:
         playing = [host for host in self._variables["ansible_play_hosts_all"] if host not in params["plan"]["left_out"]]
         journals = self._answers(params["journals"], playing) if params["journals"] else {}
         outcome = {**records.outcome(params["plan"], params["record"]), "recovered": params["recovered"]}
         data = report.report_data(params["pool"], params["plan"], params["record"], outcome, journals, params["broker"])
         lines = text.end_lines(params["pool"], params["plan"], params["record"], outcome, self._task.check_mode)
-        lines += text.parking_lines(params["parking"])
+        lines += text.parking_lines(params["parking"]) + dead_lines(params["dead"])
         lines += text.care_lines(outcome, params["broker"])
         if params["report_dir"] and not self._task.check_mode:
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
@@ -217,6 +232,7 @@ def _require_fit(params: dict[str, Any], lost: list[str]) -> None:
     :param lost: names of tasks that go with a worker that is killed.
     """
     fleet.require_unpaused(params["broker"])
+    require_dead(params["dead_rules"], params["broker"].get("queues") or {})
     times = worker_times(params["engine"], params["command"], params["visibility_timeout"])
     require_drain_time(params["engine"], params["drain_timeout"], times)
     require_put_back(params["engine"], params["drain_policy"], lost)

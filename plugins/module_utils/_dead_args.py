@@ -50,7 +50,8 @@ def move_dead(
 ) -> tuple[Moved, dict[str, Any]]:
     """Put dead tasks back, or park them.
 
-    :returns: what was moved, and more for the result: ``dead`` (what was chosen, by group), ``run``, ``warnings``.
+    :returns: what was moved, and more for the result: ``dead`` (what was chosen, by group), ``run`` and ``soon`` (what
+        there is to warn of).
     :raises BadInput: a value that can't be meant, or an engine without a place for dead tasks.
     """
     if DEAD in engine.capabilities.uncountable_states:
@@ -78,7 +79,7 @@ def move_dead(
         moved = engine.replay(queues, _these(chosen), dry_run=True) if dry_run else replay.put_back(chosen)
         more = {"run": name}
     soon = expiring(found, time.time() + _SOON_SECONDS) if dry_run else ""
-    return moved, {**more, "dead": groups(chosen), "warnings": [soon] if soon else []}
+    return moved, {**more, "dead": groups(chosen), "soon": [soon] if soon else []}
 
 
 def _these(tasks: list[Any]) -> Selection:

@@ -19,12 +19,13 @@ options:
   operation:
     description:
       - V(plan) decides whether and how a rollout is done. V(note) enters answers into the record of the rollout.
+        V(dead) sorts tasks that have died in it by the rules for them; without a plan it only shows them.
         V(end) shows how it ended and
         writes the report. V(status) shows the pool. V(report) writes the report of the last rollout from the journals
         alone.
     type: str
     required: true
-    choices: [plan, note, end, status, report]
+    choices: [plan, note, dead, end, status, report]
   pool:
     description: The name of the pool.
     type: str
@@ -172,6 +173,21 @@ options:
       M(backstep.workers.task_move).
     type: dict
     default: {}
+  dead:
+    description: The answer of M(backstep.workers.task_move) about tasks that died, for O(operation=dead). With
+      O(operation=end), C(died), C(held), C(rescheduled) (such answers) and C(since).
+    type: dict
+    default: {}
+  dead_rules:
+    description: The rules for tasks that died in a rollout that went back, with C(tasks) and C(then).
+    type: list
+    elements: dict
+    default: []
+  unknown:
+    description: The names of tasks that the release doesn't know to which the pool went back, for O(operation=dead).
+    type: list
+    elements: str
+    default: []
   report_dir:
     description: The directory on the controller that the report is written to. Empty means none.
     type: str
@@ -208,6 +224,11 @@ record:
   type: dict
   returned: with O(operation=plan) and O(operation=note)
   sample: {"verdict": "good", "reasons": "", "touched": ["w1"]}
+by_rule:
+  description: Names of tasks that have died, by what is to become of them. C(reschedule), C(hold) and C(fail).
+  type: dict
+  returned: with O(operation=dead) and a plan
+  sample: {"reschedule": ["mail.tasks.send"], "hold": [], "fail": []}
 ok:
   description: Whether the pool is where it was asked to be, or whether all that was asked for its status has answered.
   type: bool
@@ -228,6 +249,6 @@ text:
   description: What was shown, line by line.
   type: list
   elements: str
-  returned: with O(operation=plan), O(operation=end) and O(operation=status)
+  returned: with O(operation=plan), O(operation=end), O(operation=status), and O(operation=dead) without a plan
   sample: ["Pool mail: 2.3.0-11d0a7b2 -> 2.4.0-3fa9c1d2 on 3 hosts"]
 """

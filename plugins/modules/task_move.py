@@ -253,7 +253,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     with open_broker(module.params) as engine:
         engine.check(write=not module.check_mode)
         operate = _recover if module.params["operation"] == "recover" else _move
-        return operate(engine, module.params, module.check_mode)
+        result = operate(engine, module.params, module.check_mode)
+    for line in result.pop("soon", []):
+        module.warn(line)
+    return result
 
 
 def _move(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ LEASE_SECONDS, CONFIRM_SECONDS = 60.0, 100.0
 # Asked on a worker host, or of chance. All others are done at once: nothing can come between that makes a difference.
 ON_HOSTS = ("release", "release_info", "release_switch", "release_confirm", "rollout_lease", "rollout_verdict")
 ANSWERS: dict[str, dict[str, Any]] = {
-    "queue_info": {"queues": [], "workers": []},
+    "queue_info": {"queues": {}, "workers": []},
     "task_move": {"recovered": []},
 }
 _VARIABLE = re.compile(r"pool__\w+")
