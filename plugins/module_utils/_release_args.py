@@ -53,6 +53,7 @@ RELEASE_OPTIONS: dict[str, Any] = {
             "tasks": {"type": "list", "elements": "str"},
             "command": {"type": "raw"},
             "ask": {"type": "bool", "default": True},
+            "versions": {"type": "dict", "default": {}},
         },
     },
     "tasks": {"type": "list", "elements": "dict", "default": []},
@@ -120,12 +121,22 @@ def manifest_of(given: dict[str, Any], command: list[str], own: str) -> dict[str
     """
     if given.get("tasks") is not None and given.get("command"):
         raise BadInput("pool_manifest has to have either tasks or command.", left="Nothing was changed.")
+    versions = {name: _versions(name, some) for name, some in sorted((given.get("versions") or {}).items())}
+    declared: dict[str, Any] = {"versions": versions} if versions else {}
     if given.get("tasks") is not None:
-        return {"tasks": sorted(set(given["tasks"]))}
+        return {**declared, "tasks": sorted(set(given["tasks"]))}
     if given.get("command"):
-        return {"command": words(given["command"])}
+        return {**declared, "command": words(given["command"])}
     asks = own and given.get("ask", True) and engine_arguments(command, own) is not None
-    return {"command": [PYTHON, "{manifest}", COMMAND]} if asks else {}
+    return {**declared, "command": [PYTHON, "{manifest}", COMMAND]} if asks else declared
+
+
+def _versions(name: str, given: Any) -> list[str]:
+    """The versions of a task's arguments that a release can run, the one that it enqueues last."""
+    found = [str(version) for version in (given if isinstance(given, list) else [given])]
+    if not found or not all(found):
+        raise BadInput(f"pool_manifest.versions has no version for {name}.", left="Nothing was changed.")
+    return found
 
 
 def spec_of(params: dict[str, Any]) -> Spec:

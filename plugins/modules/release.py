@@ -181,6 +181,12 @@ options:
         description: Whether to ask in the engine's own way.
         type: bool
         default: true
+      versions:
+        description:
+          - By a task's name, the version of its arguments that this release enqueues, or a list of the versions that it
+            can run, of which it enqueues the last. A task that isn't here has version 1.
+        type: dict
+        default: {}
   tasks:
     description:
       - What the queues hold, by name, as in RV(backstep.workers.queue_info#module:tasks). With O(state=staged) it is

@@ -80,11 +80,14 @@ pool_state:
   sample: {"current": "2.4.0-3fa9c1d2", "current_state": "good", "running": {"2.4.0-3fa9c1d2": 4}}
 unknown_tasks:
   description: >-
-    Which of O(tasks) the release doesn't know. C(release), C(tasks) (their names, or null when nobody can tell) and
-    C(problem) (why nobody can).
+    Which of O(tasks) the release can't run. C(release), C(tasks) (their names, or null when nobody can tell),
+    C(problem) (why nobody can), C(changed) (those of them that it knows with other arguments, with the version in which
+    the current release enqueues them, or, where the current one is asked, those stored after it) and C(since) (since
+    when the current release is the current one, epoch seconds, or null).
   type: dict
   returned: when O(tasks) is given
-  sample: {"release": "2.3.0-11d0a7b2", "tasks": ["mail.send_later"], "problem": ""}
+  sample:
+    {"release": "2.3.0-11d0a7b2", "tasks": ["mail.send_later"], "problem": "", "changed": {}, "since": 1795230000.5}
 evidence:
   description: >-
     What watching showed. C(outcome) is V(ok) or V(failed), C(problems) says why, C(processes) lists C(index),
@@ -106,7 +109,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._host.info import as_started, describe_host, watch
-from ansible_collections.backstep.workers.plugins.module_utils._host.manifest import unknown_tasks
+from ansible_collections.backstep.workers.plugins.module_utils._host.manifest import stranded_tasks
 from ansible_collections.backstep.workers.plugins.module_utils._host.reaching import unreachable
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS, open_host
@@ -122,10 +125,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         result["evidence"] = {**seen, "unreachable": unreachable(host, params["watch"])}
     result["pool_state"] = describe_host(host, events=params["events"], verify=params["verify"], wish=params["to"])
     if params["tasks"]:
-        told = result["pool_state"]
-        release = told["current"] if params["known_by"] == "current" else told["rollback"]["target"]
-        unknown, problem = unknown_tasks(host, release, params["tasks"]) if release else (None, "there is no release")
-        result["unknown_tasks"] = {"release": release, "tasks": unknown, "problem": problem}
+        of_current = params["known_by"] == "current"
+        result["unknown_tasks"] = stranded_tasks(host, result["pool_state"], params["tasks"], of_current)
     return result
 
 

@@ -169,7 +169,7 @@ options:
     default: leave
   parking:
     description: What was done about tasks that the release doesn't know to which the pool goes back. C(named), the
-      answer of M(backstep.workers.queue_info), C(told), what hosts say of them, and C(parked), the answer of
+      answer of M(backstep.workers.queue_info), C(told), what hosts say of them, and C(parked), the answers of
       M(backstep.workers.task_move).
     type: dict
     default: {}

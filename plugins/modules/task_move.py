@@ -227,13 +227,17 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._broker_args import (
     BROKER_OPTIONS,
     as_result,
-    moment,
     open_broker,
     queue_names,
 )
-from ansible_collections.backstep.workers.plugins.module_utils._dead_args import DEAD_OPTIONS, are_only_dead, move_dead
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
+from ansible_collections.backstep.workers.plugins.module_utils._move_args import (
+    DEAD_OPTIONS,
+    are_only_dead,
+    move_dead,
+    selection_of,
+)
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     DEAD,
     PARKED,
@@ -242,7 +246,6 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
     SCHEDULED,
     WAITING,
     Engine,
-    Selection,
 )
 
 STATES = {"park": (WAITING, SCHEDULED, RETRYING), "replay": (PARKED,)}
@@ -264,9 +267,9 @@ def _move(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, An
     if are_only_dead(params):
         moved, more = move_dead(engine, queues, params, dry_run)
     elif verb == "park":
-        moved = engine.park(queues, _selection(params), params["owner"], params["reason"], dry_run)
+        moved = engine.park(queues, selection_of(params, STATES[verb]), params["owner"], params["reason"], dry_run)
     else:
-        moved = engine.replay(queues, _selection(params), dry_run)
+        moved = engine.replay(queues, selection_of(params, STATES[verb]), dry_run)
     actions = [{"action": verb, "queue": queue, "count": count} for queue, count in moved.by_queue.items()]
     return {
         "changed": moved.count > 0,
@@ -275,17 +278,6 @@ def _move(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, An
         "diff": {"before": moved.before, "after": moved.after},
         **more,
     }
-
-
-def _selection(params: dict[str, Any]) -> Selection:
-    return Selection(
-        states=tuple(params["states"] or STATES[params["operation"]]),
-        ids=tuple(params["ids"]),
-        tasks=tuple(params["tasks"]),
-        enqueued_after=moment("enqueued_after", params["enqueued_after"]),
-        enqueued_before=moment("enqueued_before", params["enqueued_before"]),
-        limit=params["limit"],
-    )
 
 
 def _recover(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, Any]:

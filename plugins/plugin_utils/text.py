@@ -137,7 +137,7 @@ def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any]) -> list[st
 def parking_lines(parking: Mapping[str, Any]) -> list[str]:
     """What became, on a way back, of tasks that the old release doesn't know.
 
-    :param parking: ``named``, ``told`` and ``parked``; see the module ``rollout``.
+    :param parking: ``named``, ``told`` and ``parked`` (a list); see the module ``rollout``.
     """
     named, told, parked = (parking.get(part) for part in ("named", "told", "parked"))
     if not named or named.get("skipped"):
@@ -148,20 +148,25 @@ def parking_lines(parking: Mapping[str, Any]) -> list[str]:
     answers = [one for one in told or () if one["tasks"] is not None]
     if told and not answers:
         return [f"  ! which tasks {told[0]['release']} knows could not be found out: {told[0]['problem']}"]
-    names = sorted({name for one in answers for name in one["tasks"]})
-    return _parked_lines(answers[0]["release"], names, parked) if names else []
+    changed = {name: version for one in answers for name, version in one["changed"].items()}
+    names = {name: changed.get(name) for one in answers for name in one["tasks"]}
+    return _parked_lines(answers[0]["release"], names, parked or [None]) if names else []
 
 
-def _parked_lines(release: str, names: Sequence[str], parked: Any) -> list[str]:
-    why = failure_of(parked, "moved")
-    if why:
-        return [f"  ! {release} doesn't know {', '.join(names)}, which could not be parked: {why}"]
-    moved = parked["moved"]
-    if not moved["count"]:
-        return [f"  {release} doesn't know {', '.join(names)}; workers had taken all of them already"]
-    shown = "; ".join(sentence(some, None) for some in moved["tasks"])
+def _parked_lines(release: str, names: Mapping[str, Optional[str]], parked: Sequence[Any]) -> list[str]:
+    versions = (f" with version {version} of its arguments" if version else "" for version in names.values())
+    told = ", ".join(f"{name}{version}" for name, version in zip(names, versions))
+    whys = [why for why in (failure_of(answer, "moved") for answer in parked) if why]
+    if whys:
+        return [f"  ! {release} doesn't know {told}, which could not be parked: {whys[0]}"]
+    moved = [answer["moved"] for answer in parked]
+    if not sum(some["count"] for some in moved):
+        return [f"  {release} doesn't know {told}; workers had taken all of them already"]
+    shown = "; ".join(
+        sentence({**some, "version": names.get(some["task"])}, None) for part in moved for some in part["tasks"]
+    )
     return [
-        f"  {moved['count']} task(s) were parked, as {release} doesn't know them: {shown}",
+        f"  {sum(some['count'] for some in moved)} task(s) were parked, as {release} doesn't know them: {shown}",
         "  next: once a release that knows them is deployed: ansible-playbook backstep.workers.replay",
     ]
 

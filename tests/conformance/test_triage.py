@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import pytest
-from ansible_collections.backstep.workers.plugins.module_utils._dead_args import DEAD_OPTIONS, are_only_dead, move_dead
+from ansible_collections.backstep.workers.plugins.module_utils._move_args import DEAD_OPTIONS, are_only_dead, move_dead
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     DEAD,
     NOTES_SECONDS,
@@ -127,7 +127,7 @@ def test_what_fails_again_is_parked_and_stops_the_run_which_can_be_gone_on_with(
 
 REPLAY = """
 import json, sys
-from ansible_collections.backstep.workers.plugins.module_utils._dead_args import move_dead
+from ansible_collections.backstep.workers.plugins.module_utils._move_args import move_dead
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 with open_engine(sys.argv[1], sys.argv[2], 5.0) as engine:
     move_dead(engine, ["mail"], json.loads(sys.argv[3]), False)

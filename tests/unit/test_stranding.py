@@ -11,6 +11,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.manifest im
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import manifest_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput, TasksStranded
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
+    changed_tasks,
     duration,
     names_of,
     require_consumers,
@@ -85,29 +86,49 @@ def test_how_a_release_is_asked_is_what_was_given_or_the_engine_s_own_way() -> N
     assert manifest_of({"command": "bin/tasks --all"}, command, "rq") == {"command": ["bin/tasks", "--all"]}
     with pytest.raises(BadInput):
         manifest_of({"tasks": [], "command": "bin/tasks"}, command, "rq")
+    versions = {"a": 2, "b": [1, "x"]}
+    texts = {"a": ["2"], "b": ["1", "x"]}
+    assert manifest_of({"tasks": ["a"], "versions": versions}, command, "rq") == {"tasks": ["a"], "versions": texts}
+    assert manifest_of({"versions": versions}, command, "") == {"versions": texts}
+    with pytest.raises(BadInput, match="no version for a"):
+        manifest_of({"versions": {"a": []}}, command, "")
 
 
-def told(tasks: list[str] | None, problem: str = "") -> dict[str, Any]:
-    return {"release": "1.0", "tasks": tasks, "problem": problem}
+def test_a_release_takes_the_arguments_that_it_declares() -> None:
+    newer = {"a": ["1", "2"], "b": ["2"]}
+    assert changed_tasks(["a", "b", "c"], newer, {}) == {"a": "2", "b": "2"}
+    assert changed_tasks(["a", "b", "c"], {}, newer) == {"b": "1"}
+    assert changed_tasks(["a", "b"], newer, newer) == {}
+    with pytest.raises(TasksStranded) as refused:
+        require_known("2.0", [some("a"), some("b"), some("c", count=2)], ["c"], NOW, {"b": "1"})
+    assert "b with version 1 of its arguments (1 waiting in mail); c (2 waiting in mail)." in str(refused.value)
+
+
+def told(tasks: list[str] | None, problem: str = "", changed: dict[str, str] | None = None) -> dict[str, Any]:
+    return {"release": "1.0", "tasks": tasks, "problem": problem, "changed": changed or {}}
 
 
 def test_what_was_parked_on_the_way_back_is_said() -> None:
     moved = {"moved": {"count": 5, "tasks": [some("a", count=5)]}}
     named = {"tasks": []}
-    (said, then) = parking_lines({"named": named, "told": [told(["a"]), told(None, "no")], "parked": moved})
+    (said, then) = parking_lines({"named": named, "told": [told(["a"]), told(None, "no")], "parked": [moved]})
     assert said == "  5 task(s) were parked, as 1.0 doesn't know them: a (5 waiting in mail)"
     assert "replay" in then
+    newer = {"moved": {"count": 2, "tasks": [some("b", count=2)]}}
+    both = [told(["a", "b"], changed={"b": "2"})]
+    (said, _then) = parking_lines({"named": named, "told": both, "parked": [moved, newer]})
+    assert said.startswith("  7 task(s) were parked, as 1.0 doesn't know them: a (5 waiting in mail); b with version 2")
     assert parking_lines({}) == []
-    assert parking_lines({"named": named, "told": [told([])], "parked": {}}) == []
+    assert parking_lines({"named": named, "told": [told([])], "parked": []}) == []
 
 
 def test_what_could_not_be_found_out_or_parked_is_said() -> None:
     named = {"tasks": []}
-    lost = {"named": {"failed": True, "msg": "no answer"}, "told": [], "parked": {}}
+    lost = {"named": {"failed": True, "msg": "no answer"}, "told": [], "parked": []}
     assert parking_lines(lost) == ["  ! nobody has looked for tasks that the old release doesn't know: no answer"]
-    (silent,) = parking_lines({"named": named, "told": [told(None, "it ended with 1")], "parked": {}})
+    (silent,) = parking_lines({"named": named, "told": [told(None, "it ended with 1")], "parked": []})
     assert silent == "  ! which tasks 1.0 knows could not be found out: it ended with 1"
-    (refused,) = parking_lines({"named": named, "told": [told(["a"])], "parked": {"failed": True, "msg": "no right"}})
+    (refused,) = parking_lines({"named": named, "told": [told(["a"])], "parked": [{"failed": True, "msg": "no right"}]})
     assert refused == "  ! 1.0 doesn't know a, which could not be parked: no right"
-    (late,) = parking_lines({"named": named, "told": [told(["a"])], "parked": {"moved": {"count": 0, "tasks": []}}})
+    (late,) = parking_lines({"named": named, "told": [told(["a"])], "parked": [{"moved": {"count": 0, "tasks": []}}]})
     assert late == "  1.0 doesn't know a; workers had taken all of them already"

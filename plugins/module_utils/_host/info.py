@@ -135,7 +135,8 @@ def _queues(host: Host, release: Optional[str]) -> list[str]:
 def _tells_tasks(host: Host, release: str) -> bool:
     """Whether a release can be asked which tasks it can run."""
     try:
-        return bool(host.store.manifest(release).get("problem", "nobody asked") == "")
+        sealed = host.store.manifest(release)
+        return sealed.get("problem", "nobody asked") == "" or bool(sealed.get("versions"))
     except BackstepError:
         return False
 

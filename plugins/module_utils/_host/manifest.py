@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from .._rollout.errors import BuildFailed
 from .._rollout.masking import hide
+from .._rollout.stranding import changed_tasks
 from .commands import ENDED, plain_environment, run_group
 from .host import Host
 from .launch import extend
@@ -32,14 +33,19 @@ _ASKED_AT_ONCE = 500
 def declared(host: Host, spec: Spec, environment: dict[str, str]) -> dict[str, Any]:
     """What a release says of its tasks when it is staged, to be sealed with it.
 
-    :returns: ``tasks`` (sorted names, or None where its code can only be asked for some), and ``problem``: why it
-        can't be asked at all, or "".
+    :returns: ``tasks`` (sorted names, or None where its code can only be asked for some), ``problem``: why it can't be
+        asked at all, or "", and ``versions`` of arguments by name, where the pool declares some.
     :raises BuildFailed: the pool's own command gives no answer.
     """
+    versions = {"versions": spec.manifest["versions"]} if "versions" in spec.manifest else {}
+    return {**_names(host, spec, environment), **versions}
+
+
+def _names(host: Host, spec: Spec, environment: dict[str, str]) -> dict[str, Any]:
     given = spec.manifest
     if "tasks" in given:
         return {"tasks": sorted(given["tasks"]), "problem": ""}
-    if not given:
+    if "command" not in given:
         return {"tasks": None, "problem": "nothing tells which tasks this release can run"}
     answer = _ask(host, spec, environment, [])
     if answer["problem"] and PYTHON not in given["command"]:
@@ -70,6 +76,37 @@ def unknown_tasks(host: Host, release: str, names: Collection[str]) -> tuple[Opt
         problem = answer["problem"]
         found.update(answer["unknown"] or ())
     return (None, problem) if problem else (sorted(found), "")
+
+
+def stranded_tasks(host: Host, told: Mapping[str, Any], names: Collection[str], of_current: bool) -> dict[str, Any]:
+    """Which of these tasks the release can't run that a way back leads to, or the current one.
+
+    :param told: the pool's state, as ``describe_host`` tells it.
+    :returns: as the module ``release_info`` returns it.
+    """
+    current, target = told["current"], told["rollback"]["target"]
+    release = current if of_current else target
+    if not release:
+        return {"release": release, "tasks": None, "changed": {}, "since": None, "problem": "there is no release"}
+    stored = [known["id"] for known in told["releases"] if known["seal"]]
+    # Of what was parked it isn't known who enqueued it; what was stored after a release is what it came back from.
+    producers = stored[stored.index(release) + 1 :] if of_current else [current] if current else []
+    unknown, problem = unknown_tasks(host, release, names)
+    changed = changed_arguments(host, release, set(names).difference(unknown or ()), producers)
+    tasks = unknown if unknown is None and not changed else sorted({*(unknown or ()), *changed})
+    return {"release": release, "tasks": tasks, "changed": changed, "since": told["since"], "problem": problem}
+
+
+def changed_arguments(host: Host, release: str, names: Collection[str], producers: Iterable[str]) -> dict[str, str]:
+    """Those of these tasks that a stored release can't run as one of the producers enqueues them, with the version.
+
+    :param producers: other stored releases.
+    :raises ReleaseDamaged: one can't be read.
+    """
+    run, found = host.store.manifest(release).get("versions", {}), dict[str, str]()
+    for producer in producers:
+        found.update(changed_tasks(names, host.store.manifest(producer).get("versions", {}), run))
+    return found
 
 
 def _ask(host: Host, spec: Spec, environment: dict[str, str], names: list[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .hooks import run_hook
 from .host import Host
 from .info import describe_host
 from .layout import Spec
-from .manifest import declared, unknown_tasks
+from .manifest import changed_arguments, declared, unknown_tasks
 from .store import Content, check_user
 
 _SPARE_BYTES = 64 * 2**20
@@ -138,7 +138,9 @@ def stage_host(
                     break
         names = names_of(tasks)
         unknown, problem = unknown_tasks(host, spec.id, names) if names else ([], "")
-    require_known(spec.id, tasks, unknown or (), now)
+        producers = [state.current] if state.current and names else []
+        changed = changed_arguments(host, spec.id, names, producers)
+    require_known(spec.id, tasks, unknown or (), now, changed)
     told = {"release": spec.id, "tasks": unknown, "problem": problem}
     return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked, "unknown_tasks": told}
 

@@ -11,6 +11,8 @@ from .errors import TasksStranded
 
 WOULD_RUN = ("waiting", "scheduled", "retrying")
 """The states out of which a worker takes tasks by itself, sooner or later."""
+FIRST = ("1",)
+"""The versions of the arguments of a task for which none is declared."""
 REFUSE, LEAVE = "refuse", "leave"
 _NAMED_AT_MOST = 10
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -25,16 +27,44 @@ def names_of(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({some["task"] for some in tasks if some["state"] in WOULD_RUN and some["task"] is not None})
 
 
+def changed_tasks(
+    names: Collection[str], enqueued: Mapping[str, Sequence[str]], run: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Those of these tasks whose arguments a release can't take in the version in which another one enqueues them.
+
+    :param enqueued: what the other release declares, by name: the versions that it can run, of which it enqueues the
+        last. A task that isn't declared has version 1.
+    :param run: what the release declares.
+    :returns: the versions in which they are enqueued, by name.
+    """
+    found = {}
+    for name in names:
+        version = enqueued.get(name, FIRST)[-1]
+        if version not in run.get(name, FIRST):
+            found[name] = version
+    return found
+
+
 def require_known(
-    release: str, tasks: Sequence[Mapping[str, Any]], unknown: Collection[str], now: Optional[float]
+    release: str,
+    tasks: Sequence[Mapping[str, Any]],
+    unknown: Collection[str],
+    now: Optional[float],
+    changed: Optional[Mapping[str, str]] = None,
 ) -> None:
     """Refuse to go on to a release that can't run what waits.
 
     :param unknown: the names that it doesn't know.
     :param now: the broker's clock (epoch seconds), for the ages.
+    :param changed: the names that it knows with other arguments, with the version of those that wait.
     :raises TasksStranded: with names, queues, counts and ages.
     """
-    found = [some for some in tasks if some["state"] in WOULD_RUN and some["task"] in unknown]
+    changed = changed or {}
+    found = [
+        {**some, "version": None if some["task"] in unknown else changed.get(some["task"])}
+        for some in tasks
+        if some["state"] in WOULD_RUN and (some["task"] in unknown or some["task"] in changed)
+    ]
     if not found:
         return
     shown = "; ".join(sentence(some, now) for some in found[:_NAMED_AT_MOST])
@@ -44,7 +74,7 @@ def require_known(
         left="Nothing was switched.",
         next_step="Let the workers that run now finish them, or park them (backstep.workers.task_move), and deploy "
         "again; or set pool_stranded: leave.",
-        tasks=[dict(some) for some in found],
+        tasks=found,
     )
 
 
@@ -74,7 +104,8 @@ def require_consumers(listened: Collection[str], queues: Mapping[str, Mapping[st
 def sentence(some: Mapping[str, Any], now: Optional[float]) -> str:
     """Tasks of one name and state, for people."""
     age = "" if now is None or some["oldest"] is None else f", the oldest since {duration(now - some['oldest'])}"
-    return f"{some['task']} ({some['count']} {some['state']} in {some['queue']}{age})"
+    version = f" with version {some['version']} of its arguments" if some.get("version") else ""
+    return f"{some['task']}{version} ({some['count']} {some['state']} in {some['queue']}{age})"
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The options for dead tasks, and what they are turned into."""
+"""Which tasks to move, and the options for dead ones."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ DEAD_OPTIONS: dict[str, Any] = {
     "max_failed": {"type": "int", "default": 0},
 }
 _SOON_SECONDS = 24 * 3600
+
+
+def selection_of(params: dict[str, Any], states: tuple[str, ...]) -> Selection:
+    """The tasks that are meant.
+
+    :param states: those to take where the user names none.
+    :raises BadInput: a time that is none.
+    """
+    return Selection(
+        states=tuple(params["states"] or states),
+        ids=tuple(params["ids"]),
+        tasks=tuple(params["tasks"]),
+        enqueued_after=moment("enqueued_after", params["enqueued_after"]),
+        enqueued_before=moment("enqueued_before", params["enqueued_before"]),
+        limit=params["limit"],
+    )
 
 
 def are_only_dead(params: dict[str, Any]) -> bool:
