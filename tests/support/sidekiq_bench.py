@@ -26,6 +26,8 @@ _CLASSES = {
     DYING_TASK: "LedgerTasks::Die",
     UNKNOWN_TASK: "AppTasks::Unknown",
     "letters.send": "Letters::Send",
+    "letters_more.write": "LettersMore::Write",
+    "letters_more.later": "LettersMore::Later",
 }
 
 

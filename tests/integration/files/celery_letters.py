@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 
@@ -29,5 +30,6 @@ def work(number: int, seconds: float) -> None:
     ledger_tasks.work(number, seconds)
 
 
-if importlib.util.find_spec("ledger_tasks_later"):  # a later version of the app
-    app.task(name="ledger_tasks_later.work")(ledger_tasks.work)
+if importlib.util.find_spec("letters_more"):
+    for name, task in importlib.import_module("letters_more").TASKS.items():
+        app.task(name=name)(task)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 
@@ -32,5 +33,6 @@ def work(number: int, seconds: float) -> None:
     ledger_tasks.work(number, seconds)
 
 
-if importlib.util.find_spec("ledger_tasks_later"):  # a later version of the app
-    dramatiq.actor(actor_name="ledger_tasks_later.work", queue_name="letters")(ledger_tasks.work)
+if importlib.util.find_spec("letters_more"):
+    for name, task in importlib.import_module("letters_more").TASKS.items():
+        dramatiq.actor(actor_name=name, queue_name="letters")(task)
