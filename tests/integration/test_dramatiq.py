@@ -125,7 +125,10 @@ def test_what_a_killed_worker_held_for_later_comes_back(engine: Engine, workers:
     assert workers.order("mail.DQ") == ["task-1"]
 
 
-def test_dead_letters_are_parked_and_replayed(engine: Engine, workers: Workers, client: redis.Redis) -> None:
+def test_dead_letters_are_parked_and_replayed(
+    engine: Engine, workers: Workers, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARK_UNKNOWN_TASKS", "no")
     name = workers.start(NAME, QUEUES)
     ids = [workers.enqueue("mail", number, task=UNKNOWN_TASK) for number in (1, 2, 3)]
     wait_for("all are dead", lambda: engine.queue_states(QUEUES)[0].dead == 3)

@@ -177,7 +177,7 @@ ENGINES = {
         WorkerDefaults(
             command=_dramatiq_command("backstep_dramatiq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
-            reporters=("backstep_dramatiq.py", "backstep_dramatiq_app.py"),
+            reporters=("backstep_dramatiq.py", "backstep_dramatiq_app.py", "backstep_dramatiq_unknown.py"),
             manifest="dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),

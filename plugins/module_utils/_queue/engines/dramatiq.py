@@ -67,7 +67,7 @@ class DramatiqEngine(PauselessEngine):
         counts_failures=True,
         kill_effect="sticks",
         stuck_seconds=SILENT_SECONDS,
-        unknown_task="dead",
+        unknown_task="parked",
     )
 
     def known_queues(self) -> list[str]:

@@ -33,6 +33,8 @@ from typing import Any
 
 import redis
 from backstep_dramatiq_app import CANARY_IDS, Watcher, declare_canary, load_app, queues_of
+from backstep_dramatiq_unknown import REASON, Parking, park_unknown_tasks
+from dramatiq.common import q_name
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ConnectionRetry
 
@@ -126,6 +128,23 @@ else
 end
 """
 )
+
+# ARGV: queue as it was consumed, the same without ".DQ", broker id, Redis id, owner, reason -> 1 when it is parked, 0
+# when it isn't this process's any more, or isn't JSON. Each comes behind those that were parked before.
+_PARK = """
+local key, acks = 'dramatiq:' .. ARGV[1], 'dramatiq:__acks__.' .. ARGV[3] .. '.' .. ARGV[1]
+local parked = 'backstep:dramatiq:parked:' .. ARGV[2]
+local raw = redis.call('SISMEMBER', acks, ARGV[4]) == 1 and redis.call('HGET', key .. '.msgs', ARGV[4])
+if not raw or not string.find(raw, '^%s*{') then return 0 end
+local order = string.format('%.0f', redis.call('HINCRBY', parked .. ':order', '', 1))
+local member = table.concat({order, ARGV[1] == ARGV[2] and 'waiting' or 'later', '', ARGV[4]}, '\0')
+redis.call('ZADD', parked, order, member)
+redis.call('HSET', parked .. ':messages', member, raw)
+redis.call('HSET', parked .. ':why', ARGV[5], ARGV[6])
+redis.call('SREM', acks, ARGV[4])
+redis.call('HDEL', key .. '.msgs', ARGV[4])
+return 1
+"""
 
 
 def _client(broker: Any) -> Any:
@@ -301,6 +320,16 @@ class Reporter(Watcher):
         }
 
 
+class RedisParking(Parking):
+    """Parks in the step in which a message ceases to be the process's, so that it is in one place all the time."""
+
+    def park(self, consumer: Any, message: Any) -> bool:
+        # Whether it was done or not when no answer comes: Dramatiq rejects only what is still the process's.
+        broker, queue = consumer.broker, consumer.queue_name
+        places = (queue, q_name(queue), broker.broker_id, message.options["redis_message_id"])
+        return bool(broker.client.eval(_PARK, 0, *places, self.worker, REASON))
+
+
 def _set_pace(worker: Any, milliseconds: int) -> None:
     """Have a process ask for tasks at least this often."""
     for thread in list(worker.consumers.values()):
@@ -314,6 +343,7 @@ def watch(broker: Any, worker: str) -> None:
         _log.warning("Backstep can't watch %r: it knows Dramatiq on Redis with the namespace 'dramatiq'.", broker)
         return
     broker.add_middleware(Reporter(worker))
+    park_unknown_tasks(broker, RedisParking(worker))
 
 
 broker = load_app(os.environ.get("APP", ""))
