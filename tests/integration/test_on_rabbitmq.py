@@ -157,7 +157,8 @@ def test_a_retry_of_dramatiq_is_no_scheduled_task(start: Start) -> None:
     assert engine.task_ids("mail", RETRYING, 10).ids == (task_id(1),)
 
 
-def test_dead_letters_of_dramatiq_are_parked_and_replayed(start: Start) -> None:
+def test_dead_letters_of_dramatiq_are_parked_and_replayed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARK_UNKNOWN_TASKS", "no")
     bench, engine = start("dramatiq_rabbitmq")
     worker = bench.start(NAME, QUEUES)
     ids = [bench.enqueue("mail", number, task=UNKNOWN_TASK) for number in range(3)]

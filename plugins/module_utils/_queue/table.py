@@ -140,6 +140,7 @@ def _dramatiq_command(reporter: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+_DRAMATIQ_REPORTERS = ("backstep_dramatiq_app.py", "backstep_dramatiq_unknown.py")
 ENGINES = {
     "bullmq": _Entry(
         "redis",
@@ -177,7 +178,7 @@ ENGINES = {
         WorkerDefaults(
             command=_dramatiq_command("backstep_dramatiq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
-            reporters=("backstep_dramatiq.py", "backstep_dramatiq_app.py", "backstep_dramatiq_unknown.py"),
+            reporters=("backstep_dramatiq.py", *_DRAMATIQ_REPORTERS),
             manifest="dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
@@ -189,7 +190,7 @@ ENGINES = {
         WorkerDefaults(
             command=_dramatiq_command("backstep_dramatiq_rabbitmq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
-            reporters=("backstep_dramatiq_rabbitmq.py", "backstep_dramatiq_app.py"),
+            reporters=("backstep_dramatiq_rabbitmq.py", *_DRAMATIQ_REPORTERS),
             manifest="dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),

@@ -89,6 +89,6 @@ class DramatiqRabbitmqEngine(AmqpEngine):
         counts_failures=True,
         kill_effect="repeats",
         stuck_seconds=0.0,
-        unknown_task="dead",
+        unknown_task="parked",
         put_back="last",
     )

@@ -13,7 +13,10 @@ beside that ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retryi
 (the first of them) and ``names`` (how many of each name), of what was taken and is due later.
 
 A message is told before its actor is called, and until it has been acknowledged; an attempt that fails has failed. No
-task fails, waits longer than a second or is kept because of this file. Without BACKSTEP_WORKER nothing is told.
+task fails, waits longer than a second or is kept because of what is told. Without BACKSTEP_WORKER nothing is.
+
+A task whose actor the process doesn't know is parked in ``backstep.parked.<queue>`` by a further connection: one that
+publishes is one that RabbitMQ may block, and the consumer's has acknowledgements to send.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from typing import Any
 
 import pika
 from backstep_dramatiq_app import CANARY_IDS, Watcher, declare_canary, load_app, queues_of
+from backstep_dramatiq_unknown import REASON, Parking, park_unknown_tasks
+from dramatiq.common import q_name
 
 _LAST_ONLY = {"x-max-length": 1, "x-overflow": "drop-head", "x-expires": 86_400_000}
 _CANARIES_KEPT = 1000
@@ -45,7 +50,7 @@ class _Line:
     """The connection on which a process tells; for one thread."""
 
     def __init__(self, parameters: Any, name: str) -> None:
-        self._parameters = [_limited(one) for one in (parameters if isinstance(parameters, list) else [parameters])]
+        self._parameters = parameters
         self._notes, self._alive = f"backstep.worker.{name}", f"backstep.alive.{name}"
         self._connection: Any = None
         self._channel: Any = None
@@ -56,7 +61,7 @@ class _Line:
         :param ask: also have the broker answer, which shows that it still is there.
         """
         if self._connection is None:
-            self._connection = pika.BlockingConnection(self._parameters)
+            self._connection = _connect(self._parameters)
             self._channel = self._connection.channel()
             self._channel.queue_declare(self._notes, durable=True, arguments=_LAST_ONLY)
             self._publish(notes)  # whoever is seen has told something
@@ -86,6 +91,11 @@ class _Line:
 
     def _publish(self, notes: dict[str, Any]) -> None:
         self._channel.basic_publish("", self._notes, json.dumps(notes).encode())
+
+
+def _connect(theirs: Any) -> Any:
+    """A connection to where the app's own go."""
+    return pika.BlockingConnection([_limited(one) for one in (theirs if isinstance(theirs, list) else [theirs])])
 
 
 def _limited(theirs: Any) -> Any:
@@ -253,12 +263,95 @@ def _held(message: Any, started: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class _Taken:
+    """What a consumer has been given last, as it came, and the connection by which that is parked; for one thread."""
+
+    def __init__(self, parameters: Any) -> None:
+        self._parameters = parameters
+        self._connection: Any = None
+        self._channel: Any = None
+        self._used = 0.0
+        self.delivery: tuple[Any, Any, Any] = (None, None, None)
+
+    def note(self, delivery: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """Hand it on."""
+        self.delivery = delivery
+        if delivery[0] is None:  # for a while there was nothing to take
+            self.drop()
+        return delivery
+
+    def copy_to(self, queue: str, properties: Any) -> None:
+        """Have the broker confirm that a queue of Backstep's own has it, too."""
+        # Nobody has heard from the broker on it since.
+        if time.monotonic() > self._used + _HEARTBEAT_SECONDS / 3:
+            self.drop()
+        try:
+            if self._connection is None:
+                self._connection = _connect(self._parameters)
+                self._channel = self._connection.channel()
+                self._channel.confirm_delivery()
+                self._channel.queue_declare(queue, durable=True)
+            self._channel.basic_publish("", queue, self.delivery[2], properties, mandatory=True)
+        except Exception:
+            self.drop()
+            raise
+        self._used = time.monotonic()
+
+    def drop(self) -> None:
+        """Forget the connection."""
+        connection, self._connection = self._connection, None
+        try:
+            if connection is not None and connection.is_open:
+                connection.close()
+        except Exception:  # noqa: BLE001  # it is forgotten either way
+            _log.debug("The connection was lost already.")
+
+
+class RabbitmqParking(Parking):
+    """Parks a copy, and has the original acknowledged when the broker has confirmed that."""
+
+    def before_worker_boot(self, broker: Any, worker: Any) -> None:
+        """See messages as they come: what Dramatiq makes of them lacks their properties."""
+        consume = broker.consume
+
+        def consume_and_note(*arguments: Any, **options: Any) -> Any:
+            consumer = consume(*arguments, **options)
+            if hasattr(consumer, "iterator"):
+                consumer.backstep = _Taken(broker.parameters)
+                consumer.iterator = map(consumer.backstep.note, consumer.iterator)
+            return consumer
+
+        broker.consume = consume_and_note
+
+    def before_consumer_thread_shutdown(self, broker: Any, thread: Any) -> None:
+        """Leave no connection behind."""
+        taken = getattr(thread.consumer, "backstep", None)
+        if taken is not None:
+            taken.drop()
+
+    def park(self, consumer: Any, message: Any) -> bool:
+        method, properties, body = consumer.backstep.delivery
+        queue = q_name(consumer.queue_name)
+        # What isn't JSON, nobody could put back.
+        if queue != consumer.queue_name or method.delivery_tag != message._tag or not body.lstrip().startswith(b"{"):
+            return False
+        kept = {
+            "expiration": properties.expiration, "delivery_mode": properties.delivery_mode,
+            "place": queue, "state": "waiting", "owner": self.worker, "reason": REASON,
+        }  # fmt: skip
+        properties.headers = {**(properties.headers or {}), "backstep-kept": json.dumps(kept)}
+        properties.expiration, properties.delivery_mode = None, 2
+        consumer.backstep.copy_to(f"backstep.parked.{queue}", properties)
+        return True
+
+
 def watch(broker: Any, worker: str) -> None:
     """Have a broker's worker be reported under a name."""
     if not hasattr(broker, "parameters"):
         _log.warning("Backstep can't watch %r: it isn't Dramatiq's broker for RabbitMQ.", broker)
         return
     broker.add_middleware(Reporter(worker))
+    park_unknown_tasks(broker, RabbitmqParking(worker))
 
 
 broker = load_app(os.environ.get("APP", ""))
