@@ -254,7 +254,10 @@ def test_a_canary_that_has_run_out_is_not_executed(
     assert "class=LedgerTasks::Fail" not in log.read_text("utf-8")
 
 
-def test_failed_tasks_are_counted_also_those_of_an_unknown_class(engine: Engine, workers: Workers) -> None:
+def test_failed_tasks_are_counted_also_those_of_an_unknown_class(
+    engine: Engine, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARK_UNKNOWN_TASKS", "no")
     workers.enqueue("mail", 1, task="ledger_tasks.fail")
     workers.enqueue("mail", 2, task="app.tasks.unknown")
     workers.enqueue("mail", 3, 0)

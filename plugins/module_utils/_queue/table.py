@@ -217,7 +217,7 @@ ENGINES = {
         WorkerDefaults(
             command=("bundle", "exec", "sidekiq", "--timeout=604800", "--queue={queue}"),
             broker_variable="REDIS_URL",
-            reporters=("backstep_sidekiq.rb",),
+            reporters=("backstep_sidekiq.rb", "backstep_sidekiq_unknown.rb"),
             extends=("RUBYOPT -r{config}/backstep/backstep_sidekiq.rb",),
             stop=StopOption(("--timeout", "-t"), default=25),
         ),

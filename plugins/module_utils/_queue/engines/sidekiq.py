@@ -55,7 +55,7 @@ class SidekiqEngine(PauselessEngine):
         counts_failures=True,
         kill_effect="sticks",
         stuck_seconds=None,
-        unknown_task="retried",
+        unknown_task="parked",
     )
 
     def known_queues(self) -> list[str]:

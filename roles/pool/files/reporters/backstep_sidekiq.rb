@@ -167,6 +167,7 @@ module BackstepReporter
       define_canary
       ::Sidekiq::BasicFetch.prepend(Fetch)
       ::Sidekiq::BasicFetch::UnitOfWork.prepend(Unit)
+      park_unknown_tasks
       @on = true
       Thread.new { keep_beating }.name = "backstep"
     end
@@ -385,6 +386,7 @@ module BackstepReporter
 
   if mine?
     require "socket"
+    require_relative "backstep_sidekiq_unknown"
     wait_for_sidekiq
   end
 end
