@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--faults-cases", type=int, default=1, help="how many kills in each part, at most")
     group.addoption("--faults-from", type=int, default=0, help="how many kills in each part have been tried already")
     group.addoption("--faults-only", default="", metavar="TEXT", help="only kills whose description has this in it")
-    group.addoption("--faults-seconds", type=float, default=150.0, help="no kill is begun after that time")
+    group.addoption("--faults-seconds", type=float, default=75.0, help="no kill is begun after that time")
 
 
 def cost(item: pytest.Item) -> int:

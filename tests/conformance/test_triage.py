@@ -134,7 +134,7 @@ with open_engine(sys.argv[1], sys.argv[2], 5.0) as engine:
 """
 
 
-@for_the_dead
+@pytest.mark.parametrize("kind", ["dramatiq_rabbitmq", "rq"], indirect=True)  # a broker of each kind
 def test_a_run_that_is_killed_and_gone_on_with_puts_none_back_twice(engine: Engine, bench: Bench) -> None:
     """They die again each time, so that every one of them would be there to be put back once more."""
     let_die(engine, bench, 40)

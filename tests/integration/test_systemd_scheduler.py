@@ -61,6 +61,7 @@ def wait_scheduled_by(release: str) -> None:
     wait_for(f"{release} to schedule", lambda: not_scheduled_by(release), timeout=SECONDS)
 
 
+@pytest.mark.thorough
 def test_it_goes_and_comes_back_with_the_release(pool: Pool) -> None:
     first = on_last_good(pool)
     wait_scheduled_by(first)
