@@ -25,7 +25,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.table impo
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput, BrokerUnreachable
 from celery import Celery
 
-from tests.support.bench import Call
+from tests.support.bench import Call, task_id
 from tests.support.celery_bench import Workers
 from tests.support.servers import wait_for
 
@@ -109,6 +109,26 @@ def test_a_late_acknowledged_task_of_a_worker_that_still_ends_is_left_to_it(
     (task,) = engine.recover(QUEUES, [], "waiting")
     assert (task.id, task.worker, task.to, task.started) == ("task-1", None, "waiting", True)
     assert workers.order("mail") == ["task-1"]
+
+
+def test_what_was_taken_from_a_worker_that_still_ends_runs_once(
+    engine: Engine, workers: Workers, client: redis.Redis
+) -> None:
+    """When it ends, it puts back what it took, which another worker has by then."""
+    for number, seconds in enumerate([6, 10, 0, 0]):
+        workers.enqueue("mail", number, seconds)
+    ending = workers.start("mail/1.0-a/w1/1", ["mail"])
+    wait_for("it has taken all", lambda: workers.executions(0) == (1, 0) and client.hlen("unacked") == 3)
+    workers.signal(ending, signal.SIGTERM)
+    wait_for("it listens no more", lambda: engine.workers() == [])
+    # For a second after it was told to stop, a worker's last question for a task is still open, and may get one.
+    wait_for("nobody asks for a task", lambda: not any("b" in found["flags"] for found in client.client_list()))
+    assert {task.id for task in engine.recover(QUEUES, [], "waiting")} == {task_id(number) for number in (1, 2, 3)}
+    workers.start("mail/2.0-b/w1/1", ["mail"])
+    wait_for("the other one has them", lambda: workers.executions(1) == (1, 0) and client.hlen("unacked") == 2)
+    assert workers.wait(ending) == 0
+    wait_for("all are done", lambda: workers.finished() == 4 and client.hlen("unacked") == 0)
+    assert [workers.executions(number) for number in range(4)] == [(1, 1)] * 4
 
 
 @pytest.mark.parametrize("task", ["ledger_tasks.work", LATE])

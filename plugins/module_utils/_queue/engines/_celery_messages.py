@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import uuid
 from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -96,6 +97,17 @@ def read_held(tag: str, stored: bytes) -> Held:
         state=(RETRYING if headers.get("retries") else SCHEDULED) if due else WAITING,
         key=lists(routing_key)[step],
     )
+
+
+def with_new_tag(message: str) -> str:
+    """The same message under a delivery tag of its own.
+
+    A worker that is about to end puts back what it took, and knows that by its tag (kombu 5.7). By the same tag it
+    would put back once more what another worker has taken since.
+    """
+    found = json.loads(message)
+    found["properties"] = {**(found.get("properties") or {}), "delivery_tag": str(uuid.uuid4())}
+    return json.dumps(found)
 
 
 def call_headers(known_as: str, task: str, expires: datetime, seconds: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..engine import CANARY_PREFIX, LOST, SCHEDULED, WAITING, RecoveredTask
 from . import _celery_scripts as scripts
 from ._celery_control import Replies
 from ._celery_held import Holdings, look
-from ._celery_messages import Held
+from ._celery_messages import Held, with_new_tag
 from ._celery_told import Begun, begun_by, forget
 from ._redis import RedisLink, text
 
@@ -108,6 +108,6 @@ def _restore(link: RedisLink, entries: Sequence[Held]) -> Collection[str]:
     backwards = list(reversed(entries))
     for start in range(0, len(backwards), _AT_ONCE):
         some = backwards[start : start + _AT_ONCE]
-        facts = [fact for held in some for fact in (held.tag, held.stored, held.key, held.message)]
+        facts = [fact for held in some for fact in (held.tag, held.stored, held.key, with_new_tag(held.message))]
         restored.update(text(tag) for tag in link.run(scripts.RESTORE, *facts))
     return restored
