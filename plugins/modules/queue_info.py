@@ -114,7 +114,7 @@ capabilities:
     C(put_back) (what is replayed or recovered goes V(first) or V(last)).
   type: dict
   returned: success
-  sample: {"pause_scope": "broker", "uncountable_states": [], "kill_effect": "sticks", "unknown_task": "dead"}
+  sample: {"pause_scope": "broker", "uncountable_states": [], "kill_effect": "sticks", "unknown_task": "parked"}
 server:
   description:
     - The broker. C(version), C(role), C(address) (of the server that answered, under Sentinel the master), C(uptime)

@@ -10,7 +10,7 @@ from datetime import timedelta
 import redis
 from rq import Queue
 
-from tests.support.bench import Bench, Call
+from tests.support.bench import REPORTERS, SUPPORT, Bench, Call
 
 # Keeps its process id: the worker's name ends in it, as the names that Backstep gives do.
 _START = (
@@ -26,7 +26,11 @@ class Workers(Bench):
     engine = "rq"
 
     def command(self, prefix: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
-        return ["-c", _START, prefix, "--url", self.url, *options, *queues]
+        loads = "--exception-handler=backstep_rq_unknown.hand_on"
+        return ["-c", _START, prefix, "--url", self.url, loads, *options, *queues]
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": f"{SUPPORT}:{REPORTERS}"}
 
     def is_up(self, name: str, log: str) -> bool:
         with redis.Redis.from_url(self.url) as client:

@@ -207,7 +207,15 @@ ENGINES = {
         "redis",
         _rq,
         WorkerDefaults(
-            ("{app}/venv/bin/rq", "worker", "--name", "{worker}", "{queues}"), "RQ_REDIS_URL", manifest="rq.py"
+            # A handler of errors is what RQ imports, whatever the worker's class is. This one handles none.
+            command=(
+                *("{app}/venv/bin/rq", "worker", "--name", "{worker}"),
+                *("--exception-handler=backstep_rq_unknown.hand_on", "{queues}"),
+            ),
+            broker_variable="RQ_REDIS_URL",
+            reporters=("backstep_rq_unknown.py",),
+            manifest="rq.py",
+            extends=("PYTHONPATH:{config}/backstep",),
         ),
     ),
     "sidekiq": _Entry(

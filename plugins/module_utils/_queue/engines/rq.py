@@ -61,7 +61,7 @@ class RqEngine(RedisEngine):
         counts_failures=True,
         kill_effect="sticks",
         stuck_seconds=None,
-        unknown_task="dead",
+        unknown_task="parked",
     )
 
     def known_queues(self) -> list[str]:
