@@ -154,7 +154,7 @@ ENGINES = {
         WorkerDefaults(
             command=_celery_command("backstep_celery"),
             broker_variable="CELERY_BROKER_URL",
-            reporters=("backstep_celery.py", "backstep_celery_unknown.py"),
+            reporters=("backstep_celery.py", "backstep_celery_parking.py", "backstep_celery_unknown.py"),
             manifest="celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=3600,
@@ -166,7 +166,11 @@ ENGINES = {
         WorkerDefaults(
             command=_celery_command("backstep_celery_rabbitmq"),
             broker_variable="CELERY_BROKER_URL",
-            reporters=("backstep_celery_rabbitmq.py",),
+            reporters=(
+                "backstep_celery_rabbitmq.py",
+                "backstep_celery_rabbitmq_parking.py",
+                "backstep_celery_unknown.py",
+            ),
             manifest="celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=1800,

@@ -76,6 +76,6 @@ class CeleryRabbitmqEngine(AmqpEngine):
         counts_failures=True,
         kill_effect="loses",
         stuck_seconds=0.0,
-        unknown_task="lost",
+        unknown_task="parked",
         put_back="last",
     )

@@ -28,6 +28,7 @@ import time
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from backstep_celery_parking import park
 from backstep_celery_unknown import park_unknown_tasks
 from celery import current_app, signals
 
@@ -153,4 +154,4 @@ if _NAME and _URL.startswith(("redis://", "rediss://", "unix://", _SENTINEL)):
     signals.task_failure.connect(_reporter.on_failure, weak=False)
     signals.task_retry.connect(_reporter.on_failure, weak=False)
     signals.task_postrun.connect(_reporter.on_end, weak=False)
-    park_unknown_tasks(_NAME)
+    park_unknown_tasks(_NAME, park)

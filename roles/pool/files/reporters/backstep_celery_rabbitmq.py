@@ -28,6 +28,8 @@ import time
 from collections import Counter
 from typing import Any
 
+from backstep_celery_rabbitmq_parking import park
+from backstep_celery_unknown import park_unknown_tasks
 from celery import current_app, signals
 from celery.exceptions import Ignore, Reject
 from celery.worker import state
@@ -286,3 +288,4 @@ if _NAME:
     _reporter = _Reporter()
     signals.worker_ready.connect(_reporter.on_ready, weak=False)
     signals.task_received.connect(_reporter.on_received, weak=False)
+    park_unknown_tasks(_NAME, park)

@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a Celery worker on RabbitMQ parks a task that it has taken: a copy of it is confirmed by the broker first.
+
+RabbitMQ can't move a task in one step. A worker that dies after the copy is confirmed and before the task is
+acknowledged leaves it in two places, and it then runs twice when it is put back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import amqp
+from amqp.exceptions import ChannelError, MessageNacked
+from backstep_celery_unknown import WHY, NotParked
+from kombu.transport import pyamqp
+
+# As ``task_move`` does, which reads it when a task is put back.
+_KEPT = "backstep-kept"
+_ANSWER_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Whole(pyamqp.Message):  # type: ignore[misc]  # kombu tells no types
+    """A message that keeps its body as it came: kombu's own unpacks one that is compressed."""
+
+    def __init__(self, msg: Any, channel: Any = None, **more: Any) -> None:
+        super().__init__(msg, channel=channel, **more)
+        self.backstep_body = msg.body
+
+
+class _Copies:
+    """The connection on which copies are made: the worker's own can't wait for a confirm without taking more tasks."""
+
+    def __init__(self) -> None:
+        self._connection: Any = None
+        self._channel: Any = None
+
+    def put(self, theirs: Any, target: str, copy: Any) -> None:
+        """Put a copy into a queue, and know that the broker has it there."""
+        try:
+            self._reach(theirs, target)
+            self._channel.basic_publish_confirm(
+                copy, exchange="", routing_key=target, mandatory=True, confirm_timeout=_ANSWER_SECONDS
+            )
+        except BaseException:
+            self._drop()
+            raise
+
+    def _reach(self, theirs: Any, target: str) -> None:
+        if self._connection is not None:
+            try:
+                return self._declare(target)
+            except Exception:  # noqa: BLE001  # nobody has listened to it for a while; a new one will tell
+                self._drop()
+        limits = {"read_timeout": _ANSWER_SECONDS, "write_timeout": _ANSWER_SECONDS}
+        self._connection = theirs.clone(
+            connect_timeout=_ANSWER_SECONDS,
+            heartbeat=0,
+            transport_options={**(theirs.transport_options or {}), **limits},
+        )
+        self._channel = self._connection.channel()
+        return self._declare(target)
+
+    def _declare(self, target: str) -> None:
+        self._channel.queue_declare(target, durable=True, auto_delete=False)
+
+    def _drop(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception as error:  # noqa: BLE001  # it is forgotten either way
+                _log.debug("A connection was not closed: %s", type(error).__name__)
+
+
+_copies = _Copies()
+
+
+def park(consumer: Any, message: Any, known: str, worker: str) -> bool:
+    """Whether a copy of a task is parked; if not, the task stays unacknowledged, and comes back.
+
+    :raises NotParked: the broker refuses, or nothing tells what the task is, or where it comes from.
+    """
+    queue = _queue_of(consumer, message)
+    try:
+        if not known or not queue or not hasattr(message, "backstep_body"):
+            raise NotParked
+        _copies.put(consumer.connection, f"backstep.parked.{queue}", _parked(message, queue, worker))
+    except (ChannelError, MessageNacked, NotParked) as error:
+        # Only its kind: the text could hold the broker's password.
+        _log.warning("Task %s, which this release doesn't know, can't be parked: %s", known, type(error).__name__)
+        raise NotParked from None
+    except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
+        _log.warning("Task %s, which this release doesn't know, isn't parked now: %s", known, type(error).__name__)
+        return False
+    return True
+
+
+def _parked(message: Any, queue: str, worker: str) -> Any:
+    """The copy. An expiry would go on while it is parked."""
+    own, headers = dict(message.properties), message.headers
+    due_later = "retrying" if headers.get("retries") else "scheduled"
+    kept = {
+        "expiration": own.pop("expiration", None),
+        "delivery_mode": own.get("delivery_mode"),
+        "place": queue,
+        "state": "waiting" if headers.get("eta") is None else due_later,
+        "owner": worker,
+        "reason": WHY,
+    }
+    own.update(application_headers={**headers, _KEPT: json.dumps(kept)}, delivery_mode=2)
+    return amqp.Message(message.backstep_body, **own)
+
+
+def _queue_of(consumer: Any, message: Any) -> str:
+    """The queue that a task was taken from, which what it was sent with doesn't always say."""
+    tags = getattr(consumer.task_consumer, "_active_tags", {})
+    tag = (message.delivery_info or {}).get("consumer_tag")
+    return next((str(queue) for queue, active in tags.items() if active == tag), "")
+
+
+pyamqp.Channel.Message = _Whole
