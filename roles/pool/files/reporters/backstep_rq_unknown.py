@@ -25,7 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 
 try:
     from rq.exceptions import DeserializationError
-    from rq.executions import Execution  # noqa: F401  # since RQ 2: what a task is taken by
+    from rq.executions import Execution
     from rq.job import Job
     from rq.timeouts import JobTimeoutException
     from rq.utils import import_attribute
@@ -118,6 +118,8 @@ def _is_missing(name: str) -> bool:
 
 def _park(worker: Any, job: Any, queue: Any, name: str) -> bool:
     """Whether it is no longer this worker's to execute."""
+    if not isinstance(worker.execution, Execution):  # what a task is taken by, since RQ 2
+        return False
     try:
         taken = (job.started_job_registry.key, worker.execution.id)
         if not worker.connection.eval(_PARK, 0, queue.name, job.id, *taken, worker.name, _WHY):
