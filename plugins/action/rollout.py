@@ -199,8 +199,8 @@ class ActionModule(ActionBase):
         outcome = {**records.outcome(params["plan"], params["record"]), "recovered": params["recovered"]}
         data = report.report_data(params["pool"], params["plan"], params["record"], outcome, journals, params["broker"])
         lines = text.end_lines(params["pool"], params["plan"], params["record"], outcome, self._task.check_mode)
-        lines += text.parking_lines(params["parking"]) + dead_lines(params["dead"])
-        lines += text.care_lines(outcome, params["broker"])
+        parking = text.parking_lines(params["parking"])
+        lines += [*parking, *dead_lines(params["dead"]), *text.care_lines(outcome, params["broker"], parking)]
         if params["report_dir"] and not self._task.check_mode:
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
         self._show(lines)

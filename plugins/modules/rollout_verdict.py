@@ -59,6 +59,13 @@ options:
       known.
     type: dict
     default: {}
+  must_know:
+    description:
+      - Whether tasks that its workers have parked, as they don't know them, make a release bad. With engines whose
+        workers do that, as RV(backstep.workers.queue_info#module:capabilities) tells.
+      - On a way back they say nothing against it, as producers may be ahead of it.
+    type: bool
+    default: false
   health:
     description: What is demanded.
     type: dict
@@ -156,6 +163,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         baseline=tally(params["baseline"]),
         failure_margin=health["failure_margin"],
         failure_min_tasks=health["failure_min_tasks"],
+        must_know=params["must_know"],
     )
     with open_broker(params) as engine:
         canary = health["canary_task"] or engine.default_canary
@@ -187,6 +195,7 @@ def main() -> None:
             "queues": {"type": "list", "elements": "raw", "required": True},
             "evidence": {"type": "dict", "default": {}},
             "baseline": {"type": "dict", "default": {}},
+            "must_know": {"type": "bool", "default": False},
             "health": {
                 "type": "dict",
                 "default": {},

@@ -112,8 +112,11 @@ def end_lines(
     return lines
 
 
-def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:
-    """What needs care: tasks that were taken back from workers that are gone, by id, and how the queues are."""
+def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any], told: Sequence[str] = ()) -> list[str]:
+    """What needs care: tasks that were taken back from workers that are gone, by id, and how the queues are.
+
+    :param told: what was said already of tasks that were parked on the way back.
+    """
     lines = []
     cut_off = [task for task in outcome["recovered"] if task["started"] or task["worker"]]
     for to, what in (
@@ -129,7 +132,7 @@ def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any]) -> list[st
     if ids:
         lines.append(f"  {len(ids)} task(s) were put back that a worker had taken and never begun: {', '.join(ids)}")
     parked = sum(queue.get("parked") or 0 for queue in (broker.get("queues") or {}).values())
-    if parked and outcome["ended"] == "deployed":
+    if parked and (outcome["ended"] == "deployed" or (outcome["ended"] == "rolled_back" and not told)):
         lines.append(f"  {parked} task(s) are parked; next: ansible-playbook backstep.workers.replay puts them back")
     return lines + _queue_lines(broker)
 

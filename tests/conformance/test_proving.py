@@ -7,11 +7,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.proving import Proof, Trial
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
-from tests.support.bench import FAILING_TASK, Bench
+from tests.support.bench import FAILING_TASK, UNKNOWN_TASK, Bench
 from tests.support.brokers import KINDS, Broker
 from tests.support.servers import wait_for
 from tests.support.trials import PREFIX, RELEASE, process, trial
@@ -37,6 +37,20 @@ def test_a_worker_with_traffic_gets_no_canary(engine: Engine, broker: Broker, be
     wait_for("it is done", lambda: engine.workers()[0].finished == 1)
     proof, verdict = trial(engine, name)
     assert (verdict, proof.sent) == ("good", 0)
+
+
+def test_a_worker_that_parks_what_it_does_not_know_is_bad_but_on_a_way_back(engine: Engine, bench: Bench) -> None:
+    name = bench.start(f"{PREFIX}/1", ["mail"])
+    if engine.capabilities.unknown_task != PARKED:
+        return
+    bench.enqueue("mail", 1, task=UNKNOWN_TASK)
+    wait_for("it is parked", lambda: engine.queue_states(["mail"])[0].parked == 1)
+    assert engine.parked_by(["mail", "other"]) == {name}
+    assert trial(engine, name)[1] == "good"
+    assert trial(engine, name, must_know=True)[1] == "bad"
+    # Another process of the same release has not.
+    other = bench.start(f"{PREFIX}/2", ["mail"])
+    assert trial(engine, other, must_know=True)[1] == "good"
 
 
 def test_canaries_reach_a_new_worker_among_many_old_ones(engine: Engine, bench: Bench) -> None:

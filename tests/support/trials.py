@@ -24,11 +24,13 @@ def process(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trial(engine: Engine, *names: str, canary: str = "", seconds: float = 15.0) -> tuple[Proof, str]:
+def trial(
+    engine: Engine, *names: str, canary: str = "", seconds: float = 15.0, must_know: bool = False
+) -> tuple[Proof, str]:
     """Put the workers on trial; the proof and the verdict."""
     processes = [process(name) for name in names]
     subject = Trial("mail", RELEASE, "w1", (("mail",),), processes, canary or engine.default_canary, seconds)
     proof = Proof(engine, subject)
     seen: BrokerEvidence = proof.run(waiting(seconds))
     host = {"outcome": "ok", "bake": 5.0, "problems": [], "processes": processes}
-    return proof, judge(host, seen, Limits(release=RELEASE, queues=(("mail",),))).verdict
+    return proof, judge(host, seen, Limits(release=RELEASE, queues=(("mail",),), must_know=must_know)).verdict

@@ -160,6 +160,15 @@ def test_bad_beats_unknown() -> None:
     assert judge(None, broker(worker(1, ("mial",))), LIMITS).verdict == "bad"
 
 
+def test_a_release_has_to_know_its_tasks_unless_it_is_gone_back_to() -> None:
+    parking = broker(worker(1, ("mail",), parked=True), SECOND)
+    verdict = judge(host(), parking, replace(LIMITS, must_know=True))
+    assert (verdict.verdict, outcomes(verdict)["failures"]) == ("bad", "bad")
+    assert verdict.reason.endswith(f"101 parked tasks that {RELEASE} doesn't know")
+    assert judge(host(), parking, LIMITS).verdict == "good"
+    assert judge(host(), broker(), replace(LIMITS, must_know=True)).verdict == "good"
+
+
 def test_an_engine_that_counts_no_failures_leaves_it_to_the_canary() -> None:
     uncounted = (worker(1, ("mail",), finished=10, failed=None), replace(SECOND, failed=None))
     verdict = judge(host(), broker(*uncounted), LIMITS)

@@ -381,6 +381,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def parked_by(self, queues: Sequence[str]) -> set[str]:
+        """Who has parked what is parked: owners, and the names of workers that did so by themselves."""
+
+    @abstractmethod
     def replay(self, queues: Sequence[str], selection: Selection, dry_run: bool = False) -> Moved:
         """Put parked tasks back where they were: waiting ones in front in their old order (or behind what waits, see
         ``Capabilities.put_back``), scheduled ones at their due time, dead ones as waiting.

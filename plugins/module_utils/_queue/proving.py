@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from .._rollout.errors import BrokerRefused, BrokerUnreachable
 from .._rollout.verdict import BrokerEvidence, WorkerEvidence
-from .engine import CANARY_PREFIX, Engine, Wait, WorkerSeen
+from .engine import CANARY_PREFIX, PARKED, Engine, Wait, WorkerSeen
 
 _LIVES_ON_SECONDS = 60
 
@@ -47,6 +47,8 @@ class Proof:
     """Canary id to its queue."""
     _finished: Counter[str] = field(default_factory=Counter)
     _failed: Counter[str] = field(default_factory=Counter)
+    _parking: set[str] = field(default_factory=set)
+    """Who has parked tasks."""
     _once_finished: set[str] = field(default_factory=set)
     """Workers that were seen to have finished something. It may have been the canary of another host's trial on the
     same queue, which that trial takes out of the counts again."""
@@ -125,6 +127,8 @@ class Proof:
             for canary, queue in self._outstanding.items():
                 self.engine.withdraw(queue, [canary])
             self._look()
+            if self.engine.capabilities.unknown_task == PARKED:
+                self._parking = self.engine.parked_by([queue for group in self.trial.queues for queue in group])
         except (BrokerUnreachable, BrokerRefused) as error:
             self.error = self.error or str(error)  # the canaries dissolve by themselves
 
@@ -139,6 +143,7 @@ class Proof:
             canaries_finished=self._finished[worker.name] + others_canary,
             canaries_failed=self._failed[worker.name],
             executing=_real_task(worker),
+            parked=worker.name in self._parking,
         )
 
 

@@ -53,6 +53,8 @@ class WorkerEvidence:
     canaries_failed: int
     executing: Optional[str] = None
     """Id of the task that it executes."""
+    parked: bool = False
+    """Whether it has parked tasks that it doesn't know."""
 
     @property
     def proven(self) -> bool:
@@ -83,6 +85,8 @@ class Limits:
     baseline: Optional[Tally] = None
     failure_margin: float = 0.1
     failure_min_tasks: int = 5
+    must_know: bool = False
+    """Whether tasks that its workers park, as they don't know them, speak against it: not on a way back."""
 
 
 def judge(host: Optional[Mapping[str, Any]], broker: Optional[BrokerEvidence], limits: Limits) -> Verdict:
@@ -224,6 +228,9 @@ def _failures(broker: Optional[BrokerEvidence], limits: Limits) -> Probe:
     silence = _silence(broker)
     if broker is None or silence:
         return Probe("failures", UNKNOWN, silence)
+    parking = [worker.name for worker in broker.workers if worker.parked]
+    if parking and limits.must_know:
+        return Probe("failures", BAD, f"{', '.join(parking)} parked tasks that {limits.release} doesn't know")
     finished, failed = sum(w.finished for w in broker.workers), [w.failed for w in broker.workers]
     counted = [count for count in failed if count is not None]
     if len(counted) < len(failed):

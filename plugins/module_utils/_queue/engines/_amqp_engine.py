@@ -224,6 +224,13 @@ class AmqpEngine(Pauseless, Moving):
                     ]
         return found
 
+    def parked_by(self, queues: Sequence[str]) -> set[str]:
+        owners: set[str] = set()
+        for queue in queues:
+            with closing(self._lying_in(queue, parked_queue(queue), _NAMED_AT_MOST)) as messages:
+                owners.update(moves.owner_of(message) for message in messages)
+        return owners
+
     def dead_tasks(self, queues: Sequence[str]) -> list[contract.DeadTask]:
         found: list[contract.DeadTask] = []
         for queue in queues:

@@ -270,6 +270,11 @@ def _parked(properties: Any, kept: dict[str, Any]) -> Any:
     return properties
 
 
+def owner_of(message: Message) -> str:
+    """Who has parked it."""
+    return str(json.loads((message[1].headers or {}).get(_KEPT, "{}")).get("owner", ""))
+
+
 def _replayed(queue: str, message: Message) -> _Copy:
     """A parked task with its own properties, out of those with which it lay parked."""
     properties = message[1]

@@ -64,8 +64,16 @@ class RedisEngine(Moving):
             for known, task, enqueued, died, mark, error, worker, expires in rows
         ]
 
+    def parked_by(self, queues: Sequence[str]) -> set[str]:
+        keys = [f"{self._ours()}parked:{queue}:why" for queue in queues]
+        return {text(owner) for owners in self._link.ask_all([("HKEYS", key) for key in keys]) for owner in owners}
+
+    def _ours(self) -> str:
+        """How Backstep's own keys begin."""
+        return f"backstep:{self.name}:"
+
     def _replay_key(self, run: str) -> str:
-        return f"backstep:{self.name}:replay:{run}"
+        return f"{self._ours()}replay:{run}"
 
     def note_replay(self, run: str, marks: Mapping[str, str]) -> None:
         key = self._replay_key(run)

@@ -204,6 +204,17 @@ return {matches, last, #ids}
 """
 )
 
+# ARGV: queue, cursor, count -> {next cursor, owners of what is parked, each once}.
+LIST_OWNERS = """
+local page = redis.call('HSCAN', 'backstep:rq:parked:' .. ARGV[1] .. ':from', ARGV[2], 'COUNT', ARGV[3])
+local known, owners = {}, {}
+for i = 2, #page[2], 2 do
+  local owner = cjson.decode(page[2][i]).owner
+  if owner and not known[owner] then known[owner] = true; owners[#owners + 1] = owner end
+end
+return {page[1], owners}
+"""
+
 # ARGV: queue, first rank, count -> {entries seen, how many are retries}. A retry has been started before; so has a task
 # that repeats by itself, which has repeats_left.
 COUNT_RETRYING = """

@@ -87,8 +87,8 @@ class BullmqEngine(PauselessEngine):
         self._link: PrefixedLink = PrefixedLink(url, timeout, self.rights, prefix)
         self._connection = re.compile(re.escape(self._link.base) + r"([A-Za-z0-9+/]+=*):w:(.+)")
 
-    def _replay_key(self, run: str) -> str:
-        return f"{self._link.ours}replay:{run}"
+    def _ours(self) -> str:
+        return self._link.ours
 
     def known_queues(self) -> list[str]:
         base = self._link.base

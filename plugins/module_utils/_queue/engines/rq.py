@@ -169,6 +169,15 @@ class RqEngine(RedisEngine):
             for (queue, _claim), task_id, name, (worker, created), job in zip(found, ids, self._names(ids), held, jobs)
         ]
 
+    def parked_by(self, queues: Sequence[str]) -> set[str]:
+        owners: set[str] = set()
+        for queue in queues:
+            cursor = None
+            while cursor != b"0":
+                cursor, page = self._link.run(scripts.LIST_OWNERS, queue, cursor or b"0", BATCH)
+                owners.update(map(text, page))
+        return owners
+
     def _dead_of(self, queue: str, rows: Sequence[Sequence[bytes]]) -> list[contract.DeadTask]:
         told = []
         for known, task, enqueued, died, mark, error, worker, expires in rows:
