@@ -15,7 +15,7 @@ from backstep_celery_unknown import WHY, NotParked
 _PARK = """
 local parked = 'backstep:celery:parked:' .. ARGV[1]
 if redis.call('HGET', ARGV[2], ARGV[4]) ~= ARGV[5] then return 0 end
-local order = redis.call('HINCRBY', parked .. ':order', '', 1000000000)
+local order = redis.call('HINCRBY', parked .. ':order', '', 1)
 local member = table.concat({string.format('%.0f', order), ARGV[6], ARGV[8]}, '\\0')
 redis.call('ZADD', parked, order, member)
 redis.call('HSET', parked .. ':messages', member, ARGV[7])
