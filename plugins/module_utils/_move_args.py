@@ -10,8 +10,8 @@ from typing import Any
 
 from ._broker_args import moment
 from ._host.clock import until
-from ._queue.engine import DEAD, Engine, Moved, Selection
-from ._queue.triage import Pace, Replay, Wanted, expiring, groups, select
+from ._queue.engine import DEAD, PARKED, WAITING, Engine, Moved, Selection
+from ._queue.triage import Pace, Replay, Wanted, expiring, groups, park, select, told
 from ._rollout.errors import BadInput
 
 DEAD_OPTIONS: dict[str, Any] = {
@@ -86,18 +86,13 @@ def move_dead(
     more: dict[str, Any] = {}
     if params["operation"] == "park":
         chosen = found[: params["limit"]]
-        moved = engine.park(queues, _these(chosen), params["owner"], params["reason"], dry_run)
+        moved = told(chosen, PARKED) if dry_run else park(engine, queues, chosen, params["owner"], params["reason"])
     else:
         pace = Pace(params["rate"], params["canary"], params["canary_seconds"], params["max_failed"])
         name = params["run"] or f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
         replay = Replay(engine, queues, name, pace, until)
         chosen = replay.open(found, params["limit"])
-        moved = engine.replay(queues, _these(chosen), dry_run=True) if dry_run else replay.put_back(chosen)
+        moved = told(chosen, WAITING) if dry_run else replay.put_back(chosen)
         more = {"run": name}
     soon = expiring(found, time.time() + _SOON_SECONDS) if dry_run else ""
     return moved, {**more, "dead": groups(chosen), "soon": [soon] if soon else []}
-
-
-def _these(tasks: list[Any]) -> Selection:
-    """Exactly these dead tasks. No task has the id that stands for none."""
-    return Selection(states=(DEAD,), ids=tuple(task.id for task in tasks) or ("",))

@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 from .._rollout.errors import BadInput, ReplayStopped
 from .._rollout.names import parse_worker_name, utc
-from .engine import DEAD, EXECUTING, RETRYING, SCHEDULED, WAITING, DeadTask, Engine, Moved, Selection
+from .engine import DEAD, EXECUTING, RETRYING, SCHEDULED, WAITING, DeadTask, Engine, Moved, Selection, unique
 from .engines._moves import Tally
 
 _RUN = re.compile(r"[A-Za-z0-9_.-]{1,80}")
@@ -108,6 +108,28 @@ def groups(tasks: Iterable[DeadTask]) -> list[dict[str, Any]]:
         for (queue, name, error, release), some in sorted(found.items())
     ]
     return sorted(told, key=lambda group: -int(group["count"]))
+
+
+def told(tasks: Sequence[DeadTask], after: str) -> Moved:
+    """What a move of these would be.
+
+    :param after: the state that they would be in.
+    """
+    tally = Tally(None)
+    for queue in unique(task.queue for task in tasks):
+        some = [task for task in tasks if task.queue == queue]
+        facts = [(task.task, task.enqueued) for task in some]
+        tally.add(queue, [task.id for task in some], [DEAD] * len(some), [after] * len(some), facts)
+    return tally.result()
+
+
+def park(engine: Engine, queues: Sequence[str], tasks: Sequence[DeadTask], owner: str, reason: str) -> Moved:
+    """Park these, not too many at once: each step of a move is told the ids of all."""
+    tally = Tally(None)
+    for start in range(0, len(tasks), _CHUNK):
+        ids = tuple(task.id for task in tasks[start : start + _CHUNK])
+        tally.join(engine.park(queues, Selection(states=(DEAD,), ids=ids), owner, reason))
+    return tally.result()
 
 
 def release_of(task: DeadTask) -> Optional[str]:
@@ -231,16 +253,15 @@ class Replay:
         failed = self._looking(self.failed_again)
         if len(failed) <= self._pace.max_failed:
             return
-        ids = tuple(task.id for task in failed)
-        failing = Selection((DEAD,), ids=ids)
-        self._engine.park(self._queues, failing, f"replay {self._run}", "failed again when it was put back")
+        ids = [task.id for task in failed]
+        park(self._engine, self._queues, failed, f"replay {self._run}", "failed again when it was put back")
         kinds = ", ".join(sorted({kind_of(task.error) or "an error" for task in failed}))
         raise ReplayStopped(
             f"{len(failed)} task(s) that were put back failed again ({kinds}) and are parked now.",
             left=self._left(rest),
             next_step=self._go_on("Deploy a release that can do them; then"),
             run=self._run,
-            failed_again=list(ids),
+            failed_again=ids,
         )
 
     def _left(self, rest: Sequence[DeadTask]) -> str:
