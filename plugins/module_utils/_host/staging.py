@@ -138,8 +138,7 @@ def stage_host(
                     break
         names = names_of(tasks)
         unknown, problem = unknown_tasks(host, spec.id, names) if names else ([], "")
-        producers = [state.current] if state.current and names else []
-        changed = changed_arguments(host, spec.id, names, producers)
+        changed = changed_arguments(host, spec.id, names, [state.current]) if names and state.current else {}
     require_known(spec.id, tasks, unknown or (), now, changed)
     told = {"release": spec.id, "tasks": unknown, "problem": problem}
     return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked, "unknown_tasks": told}
