@@ -241,7 +241,7 @@ def test_a_reboot_on_the_way_back_does_not_stop_at_what_starts_by_itself() -> No
         host.boot()
         wait_back(pool, first, 15.0)
         assert pool.open().state().state_of(second) == "bad"
-        assert not pool.open().supervisor.enabled(second)
+        wait_for("the guard has seen to the next boot", lambda: not pool.open().supervisor.enabled(second), 15.0)
 
 
 def test_a_confirmation_that_was_cut_short_is_finished_after_a_reboot(monkeypatch: pytest.MonkeyPatch) -> None:
