@@ -25,7 +25,10 @@ def python_for(core: str) -> Python:
 
 @pytest.mark.matrix
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("core", PYTHONS)
+# The oldest and the newest; what lies between, when everything is run.
+@pytest.mark.parametrize(
+    "core", [pytest.param(core, marks=pytest.mark.thorough if core == "2.20" else ()) for core in PYTHONS]
+)
 def test_demo_runs(core: str) -> None:
     python = python_for(core)
     folder = BUILD / "core" / core

@@ -130,7 +130,7 @@ def freeze(controller: Controller, number: signal.Signals) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param(True, id="another deploy in between"),
+        pytest.param(True, id="another deploy in between", marks=pytest.mark.thorough),
         pytest.param(False, id="nobody in between", marks=pytest.mark.thorough),
     ],
 )

@@ -50,6 +50,7 @@ def cut_off(stand: Stand, host: str) -> str:
     return before
 
 
+@pytest.mark.thorough
 def test_a_host_that_is_down_is_left_out_on_purpose_and_named_until_it_is_taken_along(
     stand: Stand, deploy: Play
 ) -> None:

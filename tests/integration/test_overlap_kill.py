@@ -43,6 +43,7 @@ def deploy(stand: Stand, folder: Path, name: str, version: str, policy: str) -> 
     return play(stand, folder, name, "deploy", **variables)
 
 
+@pytest.mark.thorough
 def test_a_task_that_was_killed_after_the_run_is_named_and_runs_again(stand: Stand, tmp_path: Path) -> None:
     assert deploy(stand, tmp_path, "first", "1", "abort").status == 0
     stand.bench.enqueue(QUEUE, NUMBER, 600.0, task="letters.send")
