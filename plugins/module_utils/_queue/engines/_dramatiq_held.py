@@ -172,9 +172,7 @@ def _is_nobodys(held: Held, workers_gone: Collection[str]) -> bool:
 def held_for_later(link: RedisLink, queue: str, process: Process) -> list[Held]:
     """What a process has taken that is due later."""
     found: dict[str, Held] = {}
-    cursor = b""
-    while cursor != b"0":
-        cursor, facts = link.run(scripts.HELD_FOR_LATER, queue, process.broker, cursor or 0, BATCH)
+    for (facts,) in link.pages(scripts.HELD_FOR_LATER, queue, process.broker, count=BATCH):
         for at in range(0, len(facts), 5):
             redis_id, known_as, task, enqueued, state = map(text, facts[at : at + 5])
             when = int(enqueued) / 1000 if enqueued.isdecimal() else 0.0

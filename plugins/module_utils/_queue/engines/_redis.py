@@ -124,6 +124,17 @@ class RedisLink:
                 self._scripts[script] = client.register_script(script)
             return self._scripts[script](keys=[], args=[_plain(argument) for argument in arguments], client=client)
 
+    def pages(self, script: str, *arguments: Any, count: int) -> Iterator[list[Any]]:
+        """What a script that scans tells, page by page: it takes a cursor and ``count`` as its last arguments, and the
+        following cursor is the first thing that it answers.
+        """
+        cursor = b"0"
+        while True:
+            cursor, *answer = self.run(script, *arguments, cursor, count)
+            yield answer
+            if cursor == b"0":
+                return
+
     def check(self, reading: Sequence[Command], prove: str) -> dict[str, Any]:
         """Facts about the server, as ``Engine.check`` gives them.
 

@@ -40,9 +40,7 @@ class RedisEngine(Moving):
     def dead_tasks(self, queues: Sequence[str]) -> list[DeadTask]:
         found: dict[tuple[str, str], DeadTask] = {}  # a scan may tell one twice
         for queue in queues if self.list_dead else ():
-            cursor = None
-            while cursor != b"0":
-                cursor, rows = self._link.run(self.list_dead, queue, cursor or b"0", BATCH)
+            for (rows,) in self._link.pages(self.list_dead, queue, count=BATCH):
                 tasks = (task for task in self._dead_of(queue, rows) if not task.id.startswith(CANARY_PREFIX))
                 found.update(((queue, task.id), task) for task in tasks)
         return list(found.values())

@@ -160,9 +160,7 @@ def _passed_on(link: RedisLink, ids: Sequence[str]) -> set[str]:
     found: set[str] = set()
     wanted = json.dumps(dict.fromkeys(ids, True))
     for key in ("retry", "dead") if ids else ():
-        cursor = None
-        while cursor != b"0":
-            cursor, some = link.run(_FIND, key, wanted, cursor or b"0", BATCH)
+        for (some,) in link.pages(_FIND, key, wanted, count=BATCH):
             found.update(map(text, some))
     return found
 

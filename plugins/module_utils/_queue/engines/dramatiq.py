@@ -111,9 +111,7 @@ class DramatiqEngine(PauselessEngine):
     def _later(self, queue: str) -> list[tuple[str, str]]:
         """Ids and states of what is due later, wherever it is."""
         found: dict[str, str] = {}
-        cursor = b""
-        while cursor != b"0":
-            cursor, ids, states = self._link.run(scripts.LIST_LATER, queue, cursor or 0, BATCH)
+        for ids, states in self._link.pages(scripts.LIST_LATER, queue, count=BATCH):
             found.update(zip(map(text, ids), map(text, states)))
         return list(found.items())
 

@@ -170,13 +170,8 @@ class RqEngine(RedisEngine):
         ]
 
     def parked_by(self, queues: Sequence[str]) -> set[str]:
-        owners: set[str] = set()
-        for queue in queues:
-            cursor = None
-            while cursor != b"0":
-                cursor, page = self._link.run(scripts.LIST_OWNERS, queue, cursor or b"0", BATCH)
-                owners.update(map(text, page))
-        return owners
+        pages = (page for queue in queues for (page,) in self._link.pages(scripts.LIST_OWNERS, queue, count=BATCH))
+        return {text(owner) for page in pages for owner in page}
 
     def _dead_of(self, queue: str, rows: Sequence[Sequence[bytes]]) -> list[contract.DeadTask]:
         told = []
