@@ -169,7 +169,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         canary = health["canary_task"] or engine.default_canary
         trial = Trial(
             params["pool"], params["release"], params["host"], limits.queues, evidence.get("processes") or [],
-            canary, health["canary_timeout"],
+            canary, health["canary_timeout"], limits.must_know,
         )  # fmt: skip
         if module.check_mode:
             actions = [{"action": "send_canary", "task": canary}]

@@ -29,7 +29,7 @@ def trial(
 ) -> tuple[Proof, str]:
     """Put the workers on trial; the proof and the verdict."""
     processes = [process(name) for name in names]
-    subject = Trial("mail", RELEASE, "w1", (("mail",),), processes, canary or engine.default_canary, seconds)
+    subject = Trial("mail", RELEASE, "w1", (("mail",),), processes, canary or engine.default_canary, seconds, must_know)
     proof = Proof(engine, subject)
     seen: BrokerEvidence = proof.run(waiting(seconds))
     host = {"outcome": "ok", "bake": 5.0, "problems": [], "processes": processes}
