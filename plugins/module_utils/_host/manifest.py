@@ -91,22 +91,29 @@ def stranded_tasks(host: Host, told: Mapping[str, Any], names: Collection[str], 
     stored = [known["id"] for known in told["releases"] if known["seal"]]
     # Of what was parked it isn't known who enqueued it; what was stored after a release is what it came back from.
     producers = stored[stored.index(release) + 1 :] if of_current else [current] if current else []
-    unknown, problem = unknown_tasks(host, release, names)
-    changed = changed_arguments(host, release, set(names).difference(unknown or ()), producers)
+    unknown, changed, problem = cannot_run(host, release, names, producers)
     tasks = unknown if unknown is None and not changed else sorted({*(unknown or ()), *changed})
     return {"release": release, "tasks": tasks, "changed": changed, "since": told["since"], "problem": problem}
 
 
-def changed_arguments(host: Host, release: str, names: Collection[str], producers: Iterable[str]) -> dict[str, str]:
-    """Those of these tasks that a stored release can't run as one of the producers enqueues them, with the version.
+def cannot_run(
+    host: Host, release: str, names: Collection[str], producers: Iterable[str]
+) -> tuple[Optional[list[str]], dict[str, str], str]:
+    """Which of these tasks a stored release can't run; without names nothing is read.
 
-    :param producers: other stored releases.
+    :param producers: other stored releases, which enqueue them.
+    :returns: the names that it doesn't know, sorted, or None where nobody can tell; of the others those that a producer
+        enqueues with arguments that it can't take, with the version; and why nobody can tell, or "".
     :raises ReleaseDamaged: one can't be read.
     """
-    run, found = host.store.manifest(release).get("versions", {}), dict[str, str]()
+    if not names:
+        return [], {}, ""
+    unknown, problem = unknown_tasks(host, release, names)
+    known = set(names).difference(unknown or ())
+    run, changed = host.store.manifest(release).get("versions", {}), dict[str, str]()
     for producer in producers:
-        found.update(changed_tasks(names, host.store.manifest(producer).get("versions", {}), run))
-    return found
+        changed.update(changed_tasks(known, host.store.manifest(producer).get("versions", {}), run))
+    return unknown, changed, problem
 
 
 def _ask(host: Host, spec: Spec, environment: dict[str, str], names: list[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .hooks import run_hook
 from .host import Host
 from .info import describe_host
 from .layout import Spec
-from .manifest import changed_arguments, declared, unknown_tasks
+from .manifest import cannot_run, declared
 from .store import Content, check_user
 
 _SPARE_BYTES = 64 * 2**20
@@ -136,9 +136,8 @@ def stage_host(
                 if hooked[-1]["outcome"] != DONE:
                     actions = actions[:number]
                     break
-        names = names_of(tasks)
-        unknown, problem = unknown_tasks(host, spec.id, names) if names else ([], "")
-        changed = changed_arguments(host, spec.id, names, [state.current]) if names and state.current else {}
+        producers = [state.current] if state.current else []
+        unknown, changed, problem = cannot_run(host, spec.id, names_of(tasks), producers)
     require_known(spec.id, tasks, unknown or (), now, changed)
     told = {"release": spec.id, "tasks": unknown, "problem": problem}
     return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked, "unknown_tasks": told}
