@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from typing import Any
 
 from backstep_dramatiq_app import CANARY_IDS
@@ -22,18 +23,18 @@ REASON = "the worker's release doesn't know it"
 _log = logging.getLogger(__name__)
 
 
-class Parking(Middleware):
+class Parking(Middleware, ABC):
     """Stands before what the threads that take messages do with each."""
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
 
+    @abstractmethod
     def park(self, consumer: Any, message: Any) -> bool:
         """Park a message that this process has taken; not so, where Dramatiq is to have its own way.
 
         :param consumer: what it was taken by.
         """
-        raise NotImplementedError
 
     def after_consumer_thread_boot(self, broker: Any, thread: Any) -> None:
         """Have a thread ask, before it takes its first message."""
