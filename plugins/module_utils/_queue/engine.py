@@ -9,7 +9,7 @@ epoch seconds by the broker's clock. No operation loads a payload; task argument
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 
 from .._rollout.errors import BadInput
 from .._rollout.names import WorkerName
+from .books import Books
 
 WAITING = "waiting"
 SCHEDULED = "scheduled"
@@ -37,8 +38,6 @@ RECOVER_SECONDS = 3.0
 """How long ``recover`` is given for its proofs, where nobody asks for another time. A worker claims what it has popped
 within milliseconds; only one that is stopped or cut off takes longer."""
 CANARY_PREFIX = "backstep-canary-"
-NOTES_SECONDS = 7 * 24 * 3600
-"""How long a run that puts dead tasks back can be gone on with."""
 
 
 def once(predicate: Callable[[], bool]) -> bool:
@@ -115,6 +114,8 @@ class WorkerSeen:
     """Tasks failed since its birth, canaries not counted; ``None`` when the engine doesn't count them."""
     connected: Optional[bool]
     """Its connection is seen. ``False`` alone proves no death: one that had to reconnect may carry no name."""
+    gates: Optional[str] = None
+    """Which state of the book of gates it keeps to: ``books.ALWAYS_FRESH``, or a ``books.digest``; ``None``: none."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ class CanaryOutcome:
     worker: Optional[str]
 
 
-class Engine(ABC):
+class Engine(Books):
     """One broker, asked in one engine's language. A context manager: leaving it closes the connection."""
 
     name: str
@@ -320,18 +321,6 @@ class Engine(ABC):
     @abstractmethod
     def dead_tasks(self, queues: Sequence[str]) -> list[DeadTask]:
         """Every dead task, canaries left out; none where the engine has no place for them (``uncountable_states``)."""
-
-    @abstractmethod
-    def note_replay(self, run: str, marks: Mapping[str, str]) -> None:
-        """Keep in the broker, for ``NOTES_SECONDS``, which dead tasks a run is about to put back.
-
-        :param run: its name: letters, digits, ``_``, ``.`` and ``-``.
-        :param marks: task id -> ``DeadTask.mark``.
-        """
-
-    @abstractmethod
-    def noted_replay(self, run: str) -> dict[str, str]:
-        """All that was noted of a run, by task id; empty when nothing was."""
 
     @abstractmethod
     def workers(self) -> list[WorkerSeen]:

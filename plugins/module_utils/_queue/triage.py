@@ -24,6 +24,8 @@ _RUN = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _KIND = re.compile(r"[A-Za-z_][\w.:]*(?=:|$)")
 _CHUNK = 500
 _LOOK_SECONDS = 0.5
+# How long a run can be gone on with.
+_NOTES_SECONDS = 7 * 24 * 3600
 _LISTED_AT_MOST = 100_000
 # In the order in which a task moves on.
 _UNDER_WAY = (SCHEDULED, RETRYING, WAITING, EXECUTING)
@@ -164,7 +166,8 @@ class Replay:
         self._run = run
         self._pace = pace
         self._until = until
-        self._noted = engine.noted_replay(run)
+        self._book = f"replay.{run}"
+        self._noted = engine.read_book(self._book)
         self._tally = Tally(None)
         self._next_look = time.monotonic()
 
@@ -198,7 +201,7 @@ class Replay:
 
     def _move(self, tasks: Sequence[DeadTask]) -> None:
         marks = {task.id: task.mark for task in tasks}
-        self._engine.note_replay(self._run, marks)
+        self._engine.write_book(self._book, marks, _NOTES_SECONDS)
         self._noted.update(marks)
         self._tally.join(self._engine.replay(self._queues, Selection(states=(DEAD,), ids=tuple(marks))))
 

@@ -18,7 +18,9 @@ from typing import Any, ClassVar, NamedTuple, Optional
 
 from ..._rollout.errors import BrokerUnreachable
 from .. import engine as contract
+from ..books import GATE_OWNER
 from ..engine import CANARY_PREFIX
+from . import _amqp_books as books
 from . import _amqp_dead as dead
 from . import _amqp_moves as moves
 from ._amqp import AmqpLink
@@ -239,11 +241,22 @@ class AmqpEngine(Pauseless, Moving):
                 found += [dead.dead_task(self.messages, queue, message) for message in messages]
         return found
 
-    def note_replay(self, run: str, marks: Mapping[str, str]) -> None:
-        dead.note_replay(self._link, run, marks)
+    def read_book(self, book: str) -> dict[str, str]:
+        return books.read(self._link, book)
 
-    def noted_replay(self, run: str) -> dict[str, str]:
-        return dead.noted_replay(self._link, run)
+    def write_book(self, book: str, lines: Mapping[str, Optional[str]], seconds: Optional[int] = None) -> None:
+        books.write(self._link, book, lines, seconds)
+
+    def gated(self, queues: Sequence[str], task: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for queue in queues:
+            with closing(self._lying_in(queue, parked_queue(queue))) as messages:
+                some = [message for message in messages if moves.owner_of(message) == f"{GATE_OWNER}{task}"]
+            found.update((self.messages.id(message), "") for message in some)
+        return found
+
+    def forget_gated(self, task: str, marks: Mapping[str, str]) -> None:
+        """Nothing is to be done: who has parked a task is written on it."""
 
     def workers(self) -> list[contract.WorkerSeen]:
         return [seen(notes, self._uncounted(notes)) for notes in self._workers.living()]

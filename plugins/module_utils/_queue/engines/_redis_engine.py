@@ -5,14 +5,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
-from ..engine import CANARY_PREFIX, NOTES_SECONDS, DeadTask, Selection
+from ..engine import CANARY_PREFIX, DeadTask, Selection
 from ._dead import last_line
 from ._moves import Moving, TaskMove
 from ._pauseless import Pauseless
 from ._redis import Command, RedisLink, text
 from ._redis_moves import BATCH, RedisMove
+
+# ARGV: hash, then ids, each with its mark; takes out those that have this mark still.
+_FORGET = """
+for i = 2, #ARGV, 2 do
+  if redis.call('HGET', ARGV[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', ARGV[1], ARGV[i]) end
+end
+"""
 
 
 class RedisEngine(Moving):
@@ -70,18 +77,31 @@ class RedisEngine(Moving):
         """How Backstep's own keys begin."""
         return f"backstep:{self.name}:"
 
-    def _replay_key(self, run: str) -> str:
-        return f"{self._ours()}replay:{run}"
+    def read_book(self, book: str) -> dict[str, str]:
+        return {text(line): text(said) for line, said in self._link.ask("HGETALL", self._book(book)).items()}
 
-    def note_replay(self, run: str, marks: Mapping[str, str]) -> None:
-        key = self._replay_key(run)
-        self._link.ask_all(
-            [("HSET", key, *(word for pair in marks.items() for word in pair)), ("EXPIRE", key, NOTES_SECONDS)]
-        )
+    def write_book(self, book: str, lines: Mapping[str, Optional[str]], seconds: Optional[int] = None) -> None:
+        key, out = self._book(book), [line for line, said in lines.items() if said is None]
+        said = [word for line, said in lines.items() if said is not None for word in (line, said)]
+        commands: list[Command] = [("HSET", key, *said)] if said else []
+        commands += [("HDEL", key, *out)] if out else []
+        self._link.ask_all([*commands, *([("EXPIRE", key, seconds)] if seconds else [])])
 
-    def noted_replay(self, run: str) -> dict[str, str]:
-        noted = self._link.ask("HGETALL", self._replay_key(run))
-        return {text(known): text(mark) for known, mark in noted.items()}
+    def gated(self, queues: Sequence[str], task: str) -> dict[str, str]:
+        found = self._link.ask("HGETALL", self._gated(task))
+        return {text(known): text(mark) for known, mark in found.items()}
+
+    def forget_gated(self, task: str, marks: Mapping[str, str]) -> None:
+        pairs = list(marks.items())
+        for start in range(0, len(pairs), BATCH):
+            some = [word for pair in pairs[start : start + BATCH] for word in pair]
+            self._link.run(_FORGET, self._gated(task), *some)
+
+    def _book(self, book: str) -> str:
+        return f"{self._ours()}book:{book}"
+
+    def _gated(self, task: str) -> str:
+        return f"{self._ours()}gated:{task}"
 
     def _move(self, queues: Sequence[str], selection: Selection, allowed: Sequence[str], dry_run: bool) -> TaskMove:
         return self.move(self._link, selection, allowed, dry_run)
