@@ -180,3 +180,9 @@ class PauseRefused(BackstepError):
     """The pause belongs to somebody else, or would reach further than was agreed to."""
 
     code = "pause_refused"
+
+
+class GateRefused(BackstepError):
+    """A gate that must not be: of a retired name, or one to which not every worker would keep."""
+
+    code = "gate_refused"
