@@ -9,10 +9,15 @@ Python 3.9 and the standard library.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
 
+BOOK = "backstep.book.gates"
+"""The queue in RabbitMQ whose messages, read in turn, are the changes of the book."""
+LOCK = "backstep.lock.book.gates"
+"""The queue that whoever reads them has for its connection alone meanwhile."""
 UNKNOWN = "the worker's release doesn't know it"
 """The reason that is noted with a task that is parked as unknown."""
 _OFF = ("no", "false", "0")
@@ -50,3 +55,26 @@ def reason(line: bytes | str) -> str:
     found = json.loads(line)
     more = f": {found['reason']}" if found.get("reason") else ""
     return f"{found['open']:g} % of these pass, as {found.get('by') or 'somebody'} has set it{more}"
+
+
+class Book:
+    """The book of gates, for workers that can't ask for a line whenever they take a task."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+
+    def read(self, changes: list[bytes]) -> None:
+        """Take over all changes that there are."""
+        lines: dict[str, str | None] = {}
+        for change in changes:
+            lines.update(json.loads(change))
+        self._lines = {task: line for task, line in lines.items() if line is not None}
+
+    def line(self, task: str) -> str | None:
+        """What it says of the tasks of this name."""
+        return self._lines.get(task)
+
+    @property
+    def digest(self) -> str:
+        """Which state of the book this is, as ``task_gate`` wants to be told."""
+        return hashlib.sha256(json.dumps(self._lines, sort_keys=True).encode()).hexdigest()[:16]
