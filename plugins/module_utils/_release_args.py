@@ -57,6 +57,7 @@ RELEASE_OPTIONS: dict[str, Any] = {
         },
     },
     "tasks": {"type": "list", "elements": "dict", "default": []},
+    "retired": {"type": "list", "elements": "str", "default": []},
     "now": {"type": "float"},
     "min_free_mib": {"type": "int", "default": 0},
     "rollout": {"type": "int", "default": 0},

@@ -122,6 +122,20 @@ server:
   type: dict
   returned: success
   sample: {"version": "7.0.15", "role": "master", "address": "10.0.0.7:6379", "uptime": 86400}
+gates:
+  description: The gates in this broker, by their tasks' names, as from M(backstep.workers.task_gate).
+  type: dict
+  returned: success
+  sample: {"mail.tasks.send_invoice": {"open": 10.0, "by": "ana", "reason": "new in 2.4.0", "retired": false}}
+effects:
+  description: >-
+    What rollouts have done to the queues and nobody has ended yet, of all pools, the newest first. C(unit) (C(pool),
+    C(rollout), C(leaves), C(leads_to)), C(kind) (V(park), V(gate), V(pause) or V(route)), C(what), C(inverse) and C(at)
+    (epoch seconds). M(backstep.workers.queue_effects) ends them.
+  type: list
+  elements: dict
+  returned: success
+  sample: []
 lost_when_killed:
   description:
     - Names of the tasks that are lost when a worker is killed while it executes them, as the living workers say it.
@@ -148,6 +162,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     queue_names,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
+from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import noted
+from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import gates
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -165,6 +181,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             "executing": [as_result(task) for task in engine.executing(queues)],
             "paused": as_result(engine.pause_state()),
             "capabilities": as_result(engine.capabilities),
+            "gates": {task: as_result(gate) for task, gate in sorted(gates(engine).items())},
+            "effects": [as_result(effect) for effect in noted(engine)],
             **({"tasks": [as_result(some) for some in engine.named_tasks(queues)]} if params["names"] else {}),
             **({"lost_when_killed": engine.lost_when_killed()} if params["forecast"] else {}),
         }

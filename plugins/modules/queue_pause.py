@@ -20,6 +20,7 @@ author:
 extends_documentation_fragment:
   - backstep.workers.pool
   - backstep.workers.broker
+  - backstep.workers.effects
 attributes:
   diff_mode:
     support: full
@@ -103,9 +104,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     open_broker,
     queue_names,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._effect_args import EFFECT_OPTIONS, unit_in
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
+from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import note
 from ansible_collections.backstep.workers.plugins.module_utils._queue.pausing import settle
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import PAUSE
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -117,6 +121,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             done = engine.resume(params["owner"], module.check_mode)
             actions = [{"action": "resume", "owner": params["owner"]}] if done.changed else []
         else:
+            note(engine, unit_in(params, module.check_mode), PAUSE, params["owner"], {"owner": params["owner"]})
             done = engine.pause(
                 queue_names(params["queues"]), params["owner"], params["expires_in"], params["reach"], module.check_mode
             )
@@ -136,6 +141,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **BROKER_OPTIONS,
+            **EFFECT_OPTIONS,
             "queues": {"type": "list", "elements": "raw", "required": True},
             "state": {"type": "str", "default": "paused", "choices": ["paused", "resumed"]},
             "owner": {"type": "str", "required": True},

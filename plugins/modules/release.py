@@ -194,6 +194,11 @@ options:
     type: list
     elements: dict
     default: []
+  retired:
+    description: Names that no task may have any more. With O(state=staged) it is a failure when the release has one.
+    type: list
+    elements: str
+    default: []
   now:
     description: The broker's clock (epoch seconds), to tell how old O(tasks) are.
     type: float
@@ -354,6 +359,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         broker_url=params["broker_url"],
         once=params["once"],
         tasks=params["tasks"],
+        retired=params["retired"],
         now=params["now"],
     )
 

@@ -18,6 +18,7 @@ author:
 extends_documentation_fragment:
   - backstep.workers.pool
   - backstep.workers.broker
+  - backstep.workers.effects
 attributes:
   diff_mode:
     support: full
@@ -230,6 +231,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     open_broker,
     queue_names,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._effect_args import EFFECT_OPTIONS, unit_in
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._move_args import (
@@ -238,6 +240,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._move_args import
     move_dead,
     selection_of,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import note_park
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     DEAD,
     PARKED,
@@ -267,7 +270,9 @@ def _move(engine: Engine, params: dict[str, Any], dry_run: bool) -> dict[str, An
     if are_only_dead(params):
         moved, more = move_dead(engine, queues, params, dry_run)
     elif verb == "park":
-        moved = engine.park(queues, selection_of(params, STATES[verb]), params["owner"], params["reason"], dry_run)
+        selection = selection_of(params, STATES[verb])
+        note_park(engine, unit_in(params, dry_run), queues, selection)
+        moved = engine.park(queues, selection, params["owner"], params["reason"], dry_run)
     else:
         moved = engine.replay(queues, selection_of(params, STATES[verb]), dry_run)
     actions = [{"action": verb, "queue": queue, "count": count} for queue, count in moved.by_queue.items()]
@@ -304,6 +309,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **BROKER_OPTIONS,
+            **EFFECT_OPTIONS,
             "operation": {"type": "str", "required": True, "choices": [*STATES, "recover"]},
             "queues": {"type": "list", "elements": "raw", "required": True},
             "states": {"type": "list", "elements": "str", "choices": [WAITING, SCHEDULED, RETRYING, DEAD, PARKED]},

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
 
 from .._rollout.errors import BadInput, HostUnfit, ReleaseRefused
+from .._rollout.gates import require_unretired
 from .._rollout.hook_steps import AFTER_STAGE, BEFORE_STAGE, DONE
 from .._rollout.hooks import plan_hooks
 from .._rollout.plans import Action
@@ -21,7 +22,7 @@ from .hooks import run_hook
 from .host import Host
 from .info import describe_host
 from .layout import Spec
-from .manifest import cannot_run, declared
+from .manifest import cannot_run, declared, unknown_tasks
 from .store import Content, check_user
 
 _SPARE_BYTES = 64 * 2**20
@@ -108,6 +109,7 @@ def stage_host(
     broker_url: str,
     once: bool = False,
     tasks: Sequence[Mapping[str, Any]] = (),
+    retired: Collection[str] = (),
     now: Optional[float] = None,
 ) -> dict[str, Any]:
     """Store and seal the release; nothing that runs is touched. It stops at a hook that doesn't go well.
@@ -115,9 +117,11 @@ def stage_host(
     :param program: the bytes of the host program.
     :param once: whether hooks that are meant for one host run on this one.
     :param tasks: what the queues hold, by name; see ``stranding``.
+    :param retired: names that no task may have any more.
     :param now: the broker's clock (epoch seconds).
     :raises ReleaseDamaged: the release is stored, differs from its seal, and runs: it can't be built anew under it.
     :raises TasksStranded: it doesn't know some of ``tasks``.
+    :raises GateRefused: it has a task of a retired name.
     """
     with host.locked():
         state = host.require(rollout)
@@ -136,11 +140,26 @@ def stage_host(
                 if hooked[-1]["outcome"] != DONE:
                     actions = actions[:number]
                     break
-        producers = [state.current] if state.current else []
-        unknown, changed, problem = cannot_run(host, spec.id, names_of(tasks), producers)
-    require_known(spec.id, tasks, unknown or (), now, changed)
-    told = {"release": spec.id, "tasks": unknown, "problem": problem}
+        told: dict[str, Any] = {"release": spec.id, "tasks": [], "problem": ""}
+        if not hooked or hooked[-1]["outcome"] == DONE:
+            told.update(_require_fit(host, spec.id, state.current, tasks, retired, now))
     return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked, "unknown_tasks": told}
+
+
+def _require_fit(
+    host: Host,
+    release: str,
+    current: Optional[str],
+    tasks: Sequence[Mapping[str, Any]],
+    retired: Collection[str],
+    now: Optional[float],
+) -> dict[str, Any]:
+    """Refuse a stored release for the tasks that it knows, or doesn't; what is told of those that it doesn't."""
+    foreign, _problem = unknown_tasks(host, release, retired) if retired else ([], "")
+    require_unretired(release, () if foreign is None else set(retired).difference(foreign))
+    unknown, changed, problem = cannot_run(host, release, names_of(tasks), [current] if current else [])
+    require_known(release, tasks, unknown or (), now, changed)
+    return {"tasks": unknown, "problem": problem}
 
 
 def _build(host: Host, state: PoolState, spec: Spec, content: Content, rollout: int) -> None:

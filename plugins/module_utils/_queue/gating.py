@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from .._rollout.errors import GateRefused
-from .._rollout.gates import OPEN, Gate, parse, passes
+from .._rollout.gates import Gate, parse, passes, share_of
 from .books import ALWAYS_FRESH, GATES_BOOK, digest
 from .engine import PARKED, Engine, Moved, Selection, Wait, WorkerSeen
 from .engines._moves import Tally
@@ -52,7 +52,7 @@ def set_gates(
     before = gates(engine)
     after = {**before, **{task: gate for task, gate in wish.items() if gate is not None}}
     after = {task: gate for task, gate in after.items() if wish.get(task, gate) is not None}
-    if any(_share(after.get(task)) < _share(before.get(task)) for task in wish):
+    if any(share_of(after.get(task)) < share_of(before.get(task)) for task in wish):
         _require_keepers(engine.workers(), queues)
     changed = {task: gate for task, gate in wish.items() if before.get(task) != gate}
     if changed and not dry_run:
@@ -63,10 +63,6 @@ def set_gates(
     for task in wish:
         _release(engine, queues, task, after.get(task), tally, dry_run)
     return Gating(before, after, tally.result())
-
-
-def _share(gate: Optional[Gate]) -> float:
-    return OPEN if gate is None else gate.open
 
 
 def _require_keepers(workers: Iterable[WorkerSeen], queues: Sequence[str]) -> None:
@@ -106,7 +102,7 @@ def _release(
     engine: Engine, queues: Sequence[str], task: str, gate: Optional[Gate], tally: Tally, dry_run: bool
 ) -> None:
     """Put back what was parked for this gate and passes now."""
-    if gate is not None and not gate.open:
+    if not share_of(gate):
         return
     marks = {
         known: mark for known, mark in engine.gated(queues, task).items() if gate is None or passes(gate, known)

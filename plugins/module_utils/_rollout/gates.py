@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Optional
 
@@ -71,6 +71,11 @@ def passes(gate: Gate, task_id: str) -> bool:
     return zlib.crc32(task_id.encode("utf-8", "surrogateescape")) % 10_000 < round(gate.open * 100)
 
 
+def share_of(gate: Optional[Gate]) -> float:
+    """Per cent of the tasks that pass; without a gate all do."""
+    return OPEN if gate is None else gate.open
+
+
 def require_usable(task: str, gate: Optional[Gate]) -> None:
     """:raises GateRefused: the name is retired."""
     if gate is not None and gate.retired:
@@ -82,9 +87,17 @@ def require_usable(task: str, gate: Optional[Gate]) -> None:
         )
 
 
-def retired(gates: Mapping[str, Gate], tasks: Iterable[str]) -> list[Gate]:
-    """Those of these names that are retired."""
-    return [gates[task] for task in sorted(tasks) if task in gates and gates[task].retired]
+def require_unretired(release: str, tasks: Collection[str]) -> None:
+    """:param tasks: retired names that a release uses. :raises GateRefused: there are some."""
+    if tasks:
+        raise GateRefused(
+            f"{release} has tasks whose names were retired: {', '.join(sorted(tasks))}. Old tasks, or producers, may "
+            "mean something else by them.",
+            left="Nothing that runs was touched.",
+            next_step="Rename them in the app; or, if one was retired by mistake, take that back with task_gate "
+            "(operation: reinstate).",
+            tasks=sorted(tasks),
+        )
 
 
 def closed_by_rollback(gates: Mapping[str, Gate], by: str, at: float, reason: str) -> list[Gate]:

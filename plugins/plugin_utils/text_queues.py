@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: Backstep contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is said of gates, and of what rollouts have done to the queues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import KEPT, OPEN
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
+
+_KINDS = {"park": "tasks parked ({})", "gate": "gate of {} set", "pause": "paused for {}", "route": "route of {} set"}
+
+
+def effect_lines(effects: Mapping[str, Any]) -> list[str]:
+    """What was done to the queues, and what of it was undone, or could not be ended.
+
+    :param effects: ``closed``, the answer of the module ``task_gate``, and ``ended``, that of ``queue_effects``.
+    """
+    lines = []
+    closed, ended = effects.get("closed"), effects.get("ended")
+    if closed and not closed.get("skipped"):
+        why = failure_of(closed, "gates")
+        names = [action["task"] for action in closed.get("actions") or () if action["action"] == "gate"]
+        if why:
+            lines.append(f"  ! gates that a rollback closes could not be closed: {why}")
+        elif names:
+            lines.append(f"  gates were closed first: {', '.join(names)}; next: open them with task_gate")
+    if ended and not ended.get("skipped"):
+        why = failure_of(ended, "ended")
+        if why:
+            lines.append(f"  ! what rollouts have done to the queues could not be ended, and stays noted: {why}")
+        lines += [_ended_line(one) for one in ended.get("ended") or () if one["fate"] != KEPT]
+    return lines
+
+
+def _ended_line(one: Mapping[str, Any]) -> str:
+    what = f"rollout {one['rollout']}: {_KINDS[one['kind']].format(one['what'])}"
+    if one["fate"] == OPEN:
+        return f"  ! {what}; the hosts differ, so it stays noted until they don't"
+    return f"  {what}; undone, as the pool is where that began: {one['said']}"
+
+
+def gate_lines(broker: Mapping[str, Any]) -> list[str]:
+    """The gates that hold something, and what rollouts have done that nobody has ended."""
+    lines = []
+    for task, gate in (broker.get("gates") or {}).items():
+        why = f" ({gate['reason']})" if gate["reason"] else ""
+        state = "is retired" if gate["retired"] else f"lets {gate['open']:g} % pass"
+        lines.append(f"  gate: {task} {state}, set by {gate['by']} at {utc(gate['at'])}{why}")
+    for effect in broker.get("effects") or ():
+        unit = effect["unit"]
+        what = _KINDS[effect["kind"]].format(effect["what"])
+        lines.append(f"  ! rollout {unit['rollout']} of {unit['pool']} was not ended: {what} at {utc(effect['at'])}")
+    if broker.get("effects"):
+        lines.append("  next: a deploy or a rollback of that pool keeps or undoes it")
+    return lines
