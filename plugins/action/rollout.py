@@ -18,6 +18,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._release_args imp
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule, require_dead
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import stands
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
@@ -35,9 +36,11 @@ from ansible_collections.backstep.workers.plugins.plugin_utils import report, te
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import effect_lines
 
+OPERATIONS = ["plan", "note", "dead", "stands", "end", "status", "report"]
 OPTIONS: dict[str, Any] = {
-    "operation": {"type": "str", "required": True, "choices": ["plan", "note", "dead", "end", "status", "report"]},
+    "operation": {"type": "str", "required": True, "choices": OPERATIONS},
     "pool": {"type": "str", "required": True},
     "kind": {"type": "str", "default": "deploy", "choices": ["deploy", "rollback"]},
     "all_hosts": {"type": "list", "elements": "str", "default": []},
@@ -71,6 +74,7 @@ OPTIONS: dict[str, Any] = {
     "recovered": {"type": "list", "elements": "dict", "default": []},
     "parking": {"type": "dict", "default": {}},
     "dead": {"type": "dict", "default": {}},
+    "effects": {"type": "dict", "default": {}},
     "dead_rules": {"type": "list", "elements": "dict", "default": []},
     "unknown": {"type": "list", "elements": "str", "default": []},
     "report_dir": {"type": "str", "default": ""},
@@ -93,6 +97,7 @@ class ActionModule(ActionBase):
             "plan": self._plan,
             "note": self._note,
             "dead": self._dead,
+            "stands": self._stands,
             "end": self._end,
             "status": self._status,
             "report": self._report,
@@ -174,6 +179,7 @@ class ActionModule(ActionBase):
         if params["verdicts"] and not self._task.check_mode:
             records.note_verdicts(record, self._asked(params["verdicts"], params["hosts"]))
         gone = records.workers_gone(params["pool"], record)
+        self._show(text.staying_lines(params["parking"]))
         # For the report: how long it took to notice, and between which moments a host's clock was read.
         record["noted"] = time.time()
         if record["verdict"] != GOOD:
@@ -193,6 +199,10 @@ class ActionModule(ActionBase):
         names = {group["task"] for group in params["dead"].get("dead") or []}
         return {"by_rule": by_rule(names, params["dead_rules"] if went_back else [], params["unknown"])}
 
+    def _stands(self, params: dict[str, Any]) -> dict[str, Any]:
+        answers = self._answers(params["answers"], list(self._variables["ansible_play_hosts_all"]))
+        return {"stands": stands(answers)}
+
     def _end(self, params: dict[str, Any]) -> dict[str, Any]:
         playing = [host for host in self._variables["ansible_play_hosts_all"] if host not in params["plan"]["left_out"]]
         journals = self._answers(params["journals"], playing) if params["journals"] else {}
@@ -200,6 +210,7 @@ class ActionModule(ActionBase):
         data = report.report_data(params["pool"], params["plan"], params["record"], outcome, journals, params["broker"])
         lines = text.end_lines(params["pool"], params["plan"], params["record"], outcome, self._task.check_mode)
         parking = text.parking_lines(params["parking"])
+        lines += effect_lines(params["effects"])
         lines += [*parking, *dead_lines(params["dead"]), *text.care_lines(outcome, params["broker"], parking)]
         if params["report_dir"] and not self._task.check_mode:
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]

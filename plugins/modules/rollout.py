@@ -20,12 +20,11 @@ options:
     description:
       - V(plan) decides whether and how a rollout is done. V(note) enters answers into the record of the rollout.
         V(dead) sorts tasks that have died in it by the rules for them; without a plan it only shows them.
-        V(end) shows how it ended and
-        writes the report. V(status) shows the pool. V(report) writes the report of the last rollout from the journals
-        alone.
+        V(stands) says which release each host is on. V(end) shows how the rollout ended and writes the report.
+        V(status) shows the pool. V(report) writes the report of the last rollout from the journals alone.
     type: str
     required: true
-    choices: [plan, note, dead, end, status, report]
+    choices: [plan, note, dead, stands, end, status, report]
   pool:
     description: The name of the pool.
     type: str
@@ -168,7 +167,7 @@ options:
     type: str
     default: leave
   parking:
-    description: What was done about tasks that the release doesn't know to which the pool goes back. C(named), the
+    description: What was done about tasks that the release doesn't know to which the pool goes. C(named), the
       answer of M(backstep.workers.queue_info), C(told), what hosts say of them, and C(parked), the answers of
       M(backstep.workers.task_move).
     type: dict
@@ -176,6 +175,11 @@ options:
   dead:
     description: The answer of M(backstep.workers.task_move) about tasks that died, for O(operation=dead). With
       O(operation=end), C(died), C(held), C(rescheduled) (such answers) and C(since).
+    type: dict
+    default: {}
+  effects:
+    description: What the rollout has done to the queues, for O(operation=end). C(closed), the answer of
+      M(backstep.workers.task_gate), and C(ended), that of M(backstep.workers.queue_effects).
     type: dict
     default: {}
   dead_rules:
@@ -229,6 +233,11 @@ by_rule:
   type: dict
   returned: with O(operation=dead) and a plan
   sample: {"reschedule": ["mail.tasks.send"], "hold": [], "fail": []}
+stands:
+  description: By host, the release that it is on, empty for none, or null where it isn't known, or is about to change.
+  type: dict
+  returned: with O(operation=stands)
+  sample: {"w1": "2.3.0-11d0a7b2", "w2": null}
 ok:
   description: Whether the pool is where it was asked to be, or whether all that was asked for its status has answered.
   type: bool

@@ -13,7 +13,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.names im
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.schedulers import pool_problems
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import sentence
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
+    WOULD_RUN,
+    sentence,
+    staying,
+)
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import gate_lines
 
 QUEUE_COLUMNS = ("waiting", "scheduled", "executing", "retrying", "dead", "parked", "workers")
 
@@ -152,8 +157,25 @@ def parking_lines(parking: Mapping[str, Any]) -> list[str]:
     if told and not answers:
         return [f"  ! which tasks {told[0]['release']} knows could not be found out: {told[0]['problem']}"]
     changed = {name: version for one in answers for name, version in one["changed"].items()}
-    names = {name: changed.get(name) for one in answers for name in one["tasks"]}
-    return _parked_lines(answers[0]["release"], names, parked or [None]) if names else []
+    held = {some["task"] for some in named["tasks"]}
+    would_run = {some["task"] for some in named["tasks"] if some["state"] in WOULD_RUN}
+    names = {
+        name: changed.get(name) for one in answers for name in one["tasks"] if name in would_run or name not in held
+    }
+    parked_ones = _parked_lines(answers[0]["release"], names, parked or [None]) if names else []
+    return parked_ones + staying_lines(parking)
+
+
+def staying_lines(parking: Mapping[str, Any]) -> list[str]:
+    """Which tasks of names that the release doesn't know are left where they are.
+
+    :param parking: ``named`` and ``told``, as for ``parking_lines``.
+    """
+    tasks = (parking.get("named") or {}).get("tasks") or []
+    answers = [one for one in parking.get("told") or () if one["tasks"] is not None]
+    names = {name for one in answers for name in one["tasks"]}
+    lines = {staying(one["release"], tasks, names) for one in answers[:1]}
+    return [f"  ! {line}" for line in lines if line]
 
 
 def _parked_lines(release: str, names: Mapping[str, Optional[str]], parked: Sequence[Any]) -> list[str]:
@@ -199,7 +221,7 @@ def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any
         f"  rollback barrier: {release} can't be undone ({reason}), so going back out of it needs pool_cross_barrier"
         for release, reason in barriers.items()
     ]
-    more = [*_scheduler_lines(answers), *_mixed_lines(answers), *_queue_lines(broker)]
+    more = [*_scheduler_lines(answers), *_mixed_lines(answers), *_queue_lines(broker), *gate_lines(broker)]
     return [f"Pool {pool}", *table(rows), *notes, *more]
 
 

@@ -17,7 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.strandin
     require_consumers,
     require_known,
 )
-from ansible_collections.backstep.workers.plugins.plugin_utils.text import parking_lines
+from ansible_collections.backstep.workers.plugins.plugin_utils.text import parking_lines, staying_lines
 
 NOW = 1_000_000.0
 
@@ -26,9 +26,9 @@ def some(task: str | None, state: str = "waiting", count: int = 1, oldest: float
     return {"queue": "mail", "state": state, "task": task, "count": count, "oldest": oldest}
 
 
-def test_only_what_a_worker_would_take_by_itself_is_asked_for() -> None:
+def test_all_but_what_is_parked_is_asked_for() -> None:
     held = [some("b"), some("a", "retrying"), some("a", "scheduled"), some("c", "dead"), some("d", "parked")]
-    assert names_of([*held, some(None)]) == ["a", "b"]
+    assert names_of([*held, some(None), some("e", "executing")]) == ["a", "b", "c", "e"]
 
 
 def test_a_release_that_knows_them_all_is_let_through() -> None:
@@ -120,6 +120,19 @@ def test_what_was_parked_on_the_way_back_is_said() -> None:
     assert said.startswith("  7 task(s) were parked, as 1.0 doesn't know them: a (5 waiting in mail); b with version 2")
     assert parking_lines({}) == []
     assert parking_lines({"named": named, "told": [told([])], "parked": []}) == []
+
+
+def test_what_stays_where_it_is_is_said_and_not_called_parked() -> None:
+    named = {"tasks": [some("a"), some("a", "dead", 3), some("b", "executing"), some("c", "dead")]}
+    moved = {"moved": {"count": 1, "tasks": [some("a")]}}
+    lines = parking_lines({"named": named, "told": [told(["a", "b"])], "parked": [moved]})
+    assert lines[0] == "  1 task(s) were parked, as 1.0 doesn't know them: a (1 waiting in mail)"
+    stay = "  ! 1.0 doesn't know, of what is executing or dead: a (3 dead in mail); b (1 executing in mail)"
+    assert lines[-1] == stay
+    assert parking_lines({"named": named, "told": [told(["b"])], "parked": []}) == [
+        "  ! 1.0 doesn't know, of what is executing or dead: b (1 executing in mail)"
+    ]
+    assert staying_lines({"named": named, "told": [told(None, "no"), told([])]}) == []
 
 
 def test_what_could_not_be_found_out_or_parked_is_said() -> None:

@@ -11,6 +11,8 @@ from .errors import TasksStranded
 
 WOULD_RUN = ("waiting", "scheduled", "retrying")
 """The states out of which a worker takes tasks by itself, sooner or later."""
+STAY = ("executing", "dead")
+"""The states in which tasks are compared as well, and left where they are."""
 FIRST = ("1",)
 """The versions of the arguments of a task for which none is declared."""
 REFUSE, LEAVE = "refuse", "leave"
@@ -19,12 +21,12 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def names_of(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of tasks that workers would take.
+    """The names of tasks that workers would take, have taken, or could not do.
 
     :param tasks: each with ``queue``, ``state``, ``task`` (a name, or None), ``count`` and ``oldest`` (epoch seconds,
         or None).
     """
-    return sorted({some["task"] for some in tasks if some["state"] in WOULD_RUN and some["task"] is not None})
+    return sorted({some["task"] for some in tasks if some["state"] in (*WOULD_RUN, *STAY) and some["task"] is not None})
 
 
 def changed_tasks(
@@ -76,6 +78,19 @@ def require_known(
         "again; or set pool_stranded: leave.",
         tasks=found,
     )
+
+
+def staying(release: str, tasks: Sequence[Mapping[str, Any]], unknown: Collection[str]) -> str:
+    """Says which tasks of unknown names are left where they are; "" when there are none.
+
+    :param unknown: the names that the release doesn't know.
+    """
+    found = [some for some in tasks if some["state"] in STAY and some["task"] in unknown]
+    if not found:
+        return ""
+    shown = "; ".join(sentence(some, None) for some in found[:_NAMED_AT_MOST])
+    more = f"; and {len(found) - _NAMED_AT_MOST} more" if len(found) > _NAMED_AT_MOST else ""
+    return f"{release} doesn't know, of what is executing or dead: {shown}{more}"
 
 
 def require_consumers(listened: Collection[str], queues: Mapping[str, Mapping[str, Any]]) -> None:
