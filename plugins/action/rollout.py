@@ -179,7 +179,8 @@ class ActionModule(ActionBase):
         if params["verdicts"] and not self._task.check_mode:
             records.note_verdicts(record, self._asked(params["verdicts"], params["hosts"]))
         gone = records.workers_gone(params["pool"], record)
-        self._show(text.staying_lines(params["parking"]))
+        told = params["parking"].get("told") or []
+        self._show([*text.schedule_lines(told), *text.staying_lines(params["parking"])])
         # For the report: how long it took to notice, and between which moments a host's clock was read.
         record["noted"] = time.time()
         if record["verdict"] != GOOD:

@@ -174,6 +174,7 @@ options:
           - A command that prints their names, one on each line, or at the end a line of JSON, an object whose list
             C(tasks) has them. Code that keeps no register may answer with the list C(unknown) of those of the names in
             C(BACKSTEP_TASKS) (JSON) that it can't run.
+          - That object may also have an object C(schedules), with the task's name of each entry of the app's schedule.
           - It runs in C(app) as O(user), with the workers' environment. There is no shell. C({python}) is the workers'
             interpreter, C({command}) the arguments of their command.
         type: raw
@@ -299,8 +300,9 @@ hooks:
   sample: []
 unknown_tasks:
   description: >-
-    Which of O(tasks) the release doesn't know. C(release), C(tasks) (their names, or null when nobody can tell) and
-    C(problem) (why nobody can).
+    Which of O(tasks) the release doesn't know. C(release), C(tasks) (their names, or null when nobody can tell),
+    C(problem) (why nobody can) and C(schedules) (which entries of its schedule C(begin), C(end), and are of tasks that
+    it doesn't know itself, C(unknown)).
   type: dict
   returned: with O(state=staged)
   sample: {"release": "2.4.0-3fa9c1d2", "tasks": [], "problem": ""}

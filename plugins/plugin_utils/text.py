@@ -178,6 +178,19 @@ def staying_lines(parking: Mapping[str, Any]) -> list[str]:
     return [f"  ! {line}" for line in lines if line]
 
 
+def schedule_lines(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a release enqueues by the clock other than the one before it.
+
+    :param told: ``unknown_tasks`` of the module ``release``, of each host.
+    """
+    changes: Mapping[str, Sequence[str]] = next((one["schedules"] for one in told if one.get("schedules")), {})
+    says = {
+        "begin": "    the schedule begins: {}", "end": "    the schedule ends: {}",
+        "unknown": "  ! the schedule has tasks that the release itself doesn't know: {}",
+    }  # fmt: skip
+    return [text.format(", ".join(changes[kind])) for kind, text in says.items() if changes.get(kind)]
+
+
 def _parked_lines(release: str, names: Mapping[str, Optional[str]], parked: Sequence[Any]) -> list[str]:
     versions = (f" with version {version} of its arguments" if version else "" for version in names.values())
     told = ", ".join(f"{name}{version}" for name, version in zip(names, versions))

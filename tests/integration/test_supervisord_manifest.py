@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from ansible_collections.backstep.workers.plugins.module_utils._host.manifest import unknown_tasks
+from ansible_collections.backstep.workers.plugins.module_utils._host.manifest import schedule_changes, unknown_tasks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BuildFailed
 
 from tests.integration.local_pool import PYTHON, LocalPool
@@ -56,6 +58,24 @@ def test_code_without_a_register_is_asked_each_time(pool: LocalPool) -> None:
     names = [f"{'x' if number % 2 else 'a'}{number}" for number in range(1200)]
     unknown, problem = unknown_tasks(pool.open(), release, names)
     assert (unknown, problem) == (sorted(names[1::2]), "")
+
+
+def test_what_a_schedule_begins_and_ends_is_told(pool: LocalPool) -> None:
+    def release_with(version: str, **schedules: str) -> str:
+        told = json.dumps({"tasks": ["a", "b"], "schedules": schedules})
+        pool.manifest = {"command": ["{python}", "-c", f"print({told!r})"]}
+        return stage(pool, version)
+
+    first, second = release_with("1.0", hourly="a", nightly="b"), release_with("2.0", hourly="b", weekly="c")
+    assert pool.open().store.manifest(first)["schedules"] == {"hourly": "a", "nightly": "b"}
+    assert schedule_changes(pool.open(), second, first) == {
+        "begin": ["hourly (b)", "weekly (c)"], "end": ["hourly (a)", "nightly (b)"], "unknown": ["weekly (c)"]
+    }  # fmt: skip
+    assert schedule_changes(pool.open(), first, first) == {"begin": [], "end": [], "unknown": []}
+    assert schedule_changes(pool.open(), first, None)["begin"] == ["hourly (a)", "nightly (b)"]
+    pool.manifest = {"tasks": ["a"]}
+    silent = stage(pool, "3.0")
+    assert schedule_changes(pool.open(), silent, first) == {"begin": [], "end": [], "unknown": []}
 
 
 def test_nothing_is_known_of_a_release_that_says_nothing(pool: LocalPool) -> None:

@@ -17,7 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.strandin
     require_consumers,
     require_known,
 )
-from ansible_collections.backstep.workers.plugins.plugin_utils.text import parking_lines, staying_lines
+from ansible_collections.backstep.workers.plugins.plugin_utils.text import parking_lines, schedule_lines, staying_lines
 
 NOW = 1_000_000.0
 
@@ -133,6 +133,15 @@ def test_what_stays_where_it_is_is_said_and_not_called_parked() -> None:
         "  ! 1.0 doesn't know, of what is executing or dead: b (1 executing in mail)"
     ]
     assert staying_lines({"named": named, "told": [told(None, "no"), told([])]}) == []
+
+
+def test_what_becomes_of_the_schedule_is_said() -> None:
+    changes = {"begin": ["hourly (b)", "weekly (c)"], "end": [], "unknown": ["weekly (c)"]}
+    assert schedule_lines([{}, {"schedules": changes}]) == [
+        "    the schedule begins: hourly (b), weekly (c)",
+        "  ! the schedule has tasks that the release itself doesn't know: weekly (c)",
+    ]
+    assert schedule_lines([]) == []
 
 
 def test_what_could_not_be_found_out_or_parked_is_said() -> None:

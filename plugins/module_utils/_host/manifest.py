@@ -4,7 +4,8 @@
 
 What is asked is a declared list, or a command of the pool's, or the engine's own program, which is stored with the
 release. It prints the names: one on each line, or at the end one line of JSON, ``{"tasks": [...]}``, or for code that
-keeps no register of its tasks ``{"unknown": [...]}``: those of ``BACKSTEP_TASKS`` (JSON) that it can't run.
+keeps no register of its tasks ``{"unknown": [...]}``: those of ``BACKSTEP_TASKS`` (JSON) that it can't run. Its object
+may have ``schedules``, too: what is enqueued by the clock, entry by entry, with the name of its task.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def declared(host: Host, spec: Spec, environment: dict[str, str]) -> dict[str, A
     """What a release says of its tasks when it is staged, to be sealed with it.
 
     :returns: ``tasks`` (sorted names, or None where its code can only be asked for some), ``problem``: why it can't be
-        asked at all, or "", and ``versions`` of arguments by name, where the pool declares some.
+        asked at all, or "", ``schedules`` (task by entry) where it tells them, and ``versions`` of arguments by name,
+        where the pool declares some.
     :raises BuildFailed: the pool's own command gives no answer.
     """
     versions = {"versions": spec.manifest["versions"]} if "versions" in spec.manifest else {}
@@ -54,7 +56,8 @@ def _names(host: Host, spec: Spec, environment: dict[str, str]) -> dict[str, Any
             left="The release was removed; what runs goes on.",
             next_step="Mend the command and deploy again.",
         )
-    return {"tasks": answer["tasks"], "problem": answer["problem"]}
+    schedules = {"schedules": answer["schedules"]} if answer.get("schedules") is not None else {}
+    return {"tasks": answer["tasks"], "problem": answer["problem"], **schedules}
 
 
 def unknown_tasks(host: Host, release: str, names: Collection[str]) -> tuple[Optional[list[str]], str]:
@@ -94,6 +97,30 @@ def stranded_tasks(host: Host, told: Mapping[str, Any], names: Collection[str], 
     unknown, changed, problem = cannot_run(host, release, names, producers)
     tasks = unknown if unknown is None and not changed else sorted({*(unknown or ()), *changed})
     return {"release": release, "tasks": tasks, "changed": changed, "since": told["since"], "problem": problem}
+
+
+def schedule_changes(host: Host, release: str, current: Optional[str]) -> dict[str, list[str]]:
+    """What a stored release enqueues by the clock other than the one before it.
+
+    :returns: ``begin`` and ``end`` (entries, each as ``<entry> (<task>)``) and ``unknown`` (those whose tasks it
+        doesn't know itself); empty lists where one of the two tells nothing of schedules.
+    :raises ReleaseDamaged: one can't be read.
+    """
+    sealed = host.store.manifest(release)
+    before = host.store.manifest(current).get("schedules") if current else {}
+    after = sealed.get("schedules")
+    if before is None or after is None:
+        return {"begin": [], "end": [], "unknown": []}
+    known = sealed["tasks"]
+
+    def told(entries: Iterable[tuple[str, str]]) -> list[str]:
+        return sorted(f"{entry} ({task})" for entry, task in entries)
+
+    return {
+        "begin": told(set(after.items()) - set(before.items())),
+        "end": told(set(before.items()) - set(after.items())),
+        "unknown": told(entry for entry in after.items() if known is not None and entry[1] not in known),
+    }
 
 
 def cannot_run(
@@ -190,11 +217,13 @@ def _read(said: str) -> dict[str, Any]:
     try:
         told = json.loads(lines[-1])
         names = {kind: sorted(map(str, told[kind])) for kind in ("tasks", "unknown") if kind in told}
-    except (ValueError, TypeError):
+        entries = told.get("schedules")
+        schedules = None if entries is None else {str(entry): str(task) for entry, task in entries.items()}
+    except (ValueError, TypeError, AttributeError):
         names = {}
     if not names:
         return _problem("its last line is JSON that has no tasks")
-    return {"tasks": None, "unknown": None, "problem": "", **names}
+    return {"tasks": None, "unknown": None, "problem": "", "schedules": schedules, **names}
 
 
 def _problem(text: str) -> dict[str, Any]:

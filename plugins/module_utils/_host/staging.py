@@ -22,7 +22,7 @@ from .hooks import run_hook
 from .host import Host
 from .info import describe_host
 from .layout import Spec
-from .manifest import cannot_run, declared, unknown_tasks
+from .manifest import cannot_run, declared, schedule_changes, unknown_tasks
 from .store import Content, check_user
 
 _SPARE_BYTES = 64 * 2**20
@@ -143,6 +143,7 @@ def stage_host(
         told: dict[str, Any] = {"release": spec.id, "tasks": [], "problem": ""}
         if not hooked or hooked[-1]["outcome"] == DONE:
             told.update(_require_fit(host, spec.id, state.current, tasks, retired, now))
+            told["schedules"] = schedule_changes(host, spec.id, state.current)
     return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked, "unknown_tasks": told}
 
 

@@ -3,7 +3,8 @@
 """Tells the names of the tasks that a Celery app registers, as its worker would.
 
 Run by the interpreter of the workers, in their working directory and environment, with the arguments of their
-command, of which it reads the app and what is to be included. The last line that it prints is ``{"tasks": [...]}``.
+command, of which it reads the app and what is to be included. The last line that it prints is
+``{"tasks": [...], "schedules": {...}}``; the latter are the entries of ``beat_schedule``, each with its task.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def main() -> None:
         if not module.startswith("backstep_"):
             app.loader.import_task_module(module)
     app.finalize()
-    sys.stdout.write(json.dumps({"tasks": sorted(app.tasks)}) + "\n")
+    entries = app.conf.beat_schedule or {}
+    schedules = {str(name): str(entry["task"]) for name, entry in entries.items() if "task" in entry}
+    sys.stdout.write(json.dumps({"tasks": sorted(app.tasks), "schedules": schedules}) + "\n")
 
 
 if __name__ == "__main__":
