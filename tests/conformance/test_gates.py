@@ -70,7 +70,7 @@ def test_what_a_gate_holds_is_parked_and_comes_back_when_it_opens(engine: Engine
     bench.stop(first)
     bench.start(NAME, ["mail"])
     bench.enqueue("mail", 6, 0)
-    bench.enqueue("mail", 7, 0, task=FAILING_TASK)
+    bench.enqueue("mail", 7, task=FAILING_TASK)
     wait_for("the other one is executed", lambda: bench.executions(7)[0] > 0)
     wait_for("the next one is parked", lambda: engine.queue_states(["mail"])[0].parked == 7)
     assert all(bench.executions(number) == (0, 0) for number in range(7))
