@@ -217,7 +217,7 @@ ENGINES = {
                 *("--exception-handler=backstep_rq_unknown.hand_on", "{queues}"),
             ),
             broker_variable="RQ_REDIS_URL",
-            reporters=("backstep_rq_unknown.py",),
+            reporters=("backstep_gates.py", "backstep_rq_unknown.py"),
             manifest="rq.py",
             extends=("PYTHONPATH:{config}/backstep",),
         ),

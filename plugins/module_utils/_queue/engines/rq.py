@@ -29,7 +29,7 @@ _RETRYING_COUNTED_AT_MOST = 20 * BATCH
 _BURIED_SECONDS = 60
 _WORKER_FIELDS = (
     "queues", "state", "pid", "hostname", "birth", "last_heartbeat", "current_job",
-    "successful_job_count", "failed_job_count", "death",
+    "successful_job_count", "failed_job_count", "death", "backstep_gates",
 )  # fmt: skip
 _REGISTRIES = {contract.SCHEDULED: "scheduled", contract.DEAD: "failed", contract.DEFERRED: "deferred"}
 # One harmless use of each command that reading takes.
@@ -328,7 +328,7 @@ def _state_commands(queue: str, now: float) -> list[tuple[Any, ...]]:
 
 
 def _worker(name: str, fields: list[Any], canaries: list[Any], connected: Optional[bool]) -> contract.WorkerSeen:
-    queues, state, pid, hostname, birth, heartbeat, task, finished, failed, _death = map(text, fields)
+    queues, state, pid, hostname, birth, heartbeat, task, finished, failed, _death, gates = map(text, fields)
     return contract.WorkerSeen(
         name=name,
         parsed=parse_worker_name(name),
@@ -342,6 +342,7 @@ def _worker(name: str, fields: list[Any], canaries: list[Any], connected: Option
         finished=max(0, int(finished or 0) - int(canaries[0] or 0)),
         failed=max(0, int(failed or 0) - int(canaries[1] or 0)),
         connected=connected,
+        gates=gates or None,
     )
 
 

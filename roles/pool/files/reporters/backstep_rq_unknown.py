@@ -1,15 +1,17 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has an RQ worker park tasks whose functions its release doesn't have: RQ tries them, as often as they may, and fails.
+"""Has an RQ worker park what it isn't to execute: tasks that its release doesn't have, and those that a gate holds.
 
-After a release is taken back, whoever is still ahead of it goes on enqueueing such tasks. They are parked as
-``task_move`` parks them, before RQ counts them as begun, in the same step in which they cease to be the worker's, and
-are put back like all others. Loaded by ``--exception-handler=backstep_rq_unknown.hand_on``, which is a way to have any
-``rq worker`` import a file, whatever its class is. The app isn't changed; in ``pool_env``, ``PARK_UNKNOWN_TASKS: "no"``
-leaves RQ its own way.
+After a release is taken back, whoever is still ahead of it goes on enqueueing tasks whose functions it doesn't have. RQ
+would try them as often as they may, and fail. They are parked as ``task_move`` parks them, before RQ counts them as
+begun, in the same step in which they cease to be the worker's, and are put back like all others. Loaded by
+``--exception-handler=backstep_rq_unknown.hand_on``, which is a way to have any ``rq worker`` import a file, whatever
+its class is. The app isn't changed; in ``pool_env``, ``PARK_UNKNOWN_TASKS: "no"`` and ``KEEP_GATES: "no"`` leave RQ its
+own way.
 
 A function is looked for where RQ looks for it, in the process that is to execute the task. What is there and can't be
-loaded, or fails, is no unknown one: the release is bad then, and that has to be seen.
+loaded, or fails, is no unknown one: the release is bad then, and that has to be seen. What the book of gates says of a
+task is asked there too, for each task anew.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 import pickletools
 from typing import Any
 
+from backstep_gates import UNKNOWN, holds, keeps_gates, owner, parks_unknown_tasks, reason
 from redis.exceptions import RedisError, ResponseError
 
 try:
+    from rq import worker_registration
     from rq.exceptions import DeserializationError
     from rq.executions import Execution
     from rq.job import Job
@@ -34,11 +37,15 @@ except ImportError:
     Worker = None
 
 _CANARY = "backstep-canary-"
-_WHY = "the worker's release doesn't know it"
+_BOOK = "backstep:rq:book:gates"
 # What of a job says which function it is. A class of the app's own may find functions in another way.
 _FINDING = ("func", "func_name", "instance", "perform", "_execute")
-# ARGV: queue, id, sorted set of what is executed, id of the execution, owner, reason -> 1 when it is parked. Each comes
-# behind those that were parked before. What may be refused is done first, and what only RQ's own keys need at the end.
+# What the script says when the book no longer says of the task's name what it was told.
+_CHANGED = 2
+# ARGV: queue, id, sorted set of what is executed, id of the execution, owner, reason, and for a gate also the task's
+# name and what the book has said of it -> 1 when it is parked. Each comes behind those that were parked before. Behind
+# a gate that has opened since none is parked: what it held was put back already, and nobody would come for this one.
+# What may be refused is done first, and what only RQ's own keys need at the end.
 _PARK = """
 local queue, id, claim = ARGV[1], ARGV[2], ARGV[2] .. ':' .. ARGV[4]
 local parked, job, taken = 'backstep:rq:parked:' .. queue, 'rq:job:' .. id, 'rq:queue:' .. queue .. ':intermediate'
@@ -47,10 +54,12 @@ if not redis.call('ZSCORE', ARGV[3], claim) then
   return redis.call('ZSCORE', parked, id) and 1 or 0
 end
 if redis.call('HGET', job, 'status') ~= 'queued' then return 0 end
+if ARGV[7] and redis.call('HGET', 'backstep:rq:book:gates', ARGV[7]) ~= ARGV[8] then return 2 end
 local left = redis.call('PTTL', job)
 local order = redis.call('HINCRBY', parked .. ':order', '', 1)
 redis.call('HSET', parked .. ':from', id, cjson.encode({state = 'waiting', score = '', left = left,
   owner = ARGV[5], reason = ARGV[6], at = redis.call('TIME')[1]}))
+if ARGV[7] then redis.call('HSET', 'backstep:rq:gated:' .. ARGV[7], id, order) end
 redis.call('ZADD', parked, order, id)
 for _, key in ipairs({job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies'}) do
   redis.call('PERSIST', key)
@@ -87,12 +96,31 @@ def _called(job: Any) -> tuple[str, Any]:
     try:
         return job.func_name, job.instance
     except DeserializationError:
-        # Its arguments may be of classes that the release hasn't, either. A pickle begins with the name.
-        texts = (argument for _code, argument, _place in pickletools.genops(job.data) if isinstance(argument, str))
-        name = next(texts)
+        # Its arguments may be of classes that the release hasn't, either.
+        name = _first_text(job.data)
         if "." not in name:
             raise  # a method: of which object, only the rest would tell
         return name, None
+
+
+def _first_text(pickled: bytes) -> str:
+    """A task's name: with it, a payload begins. Nothing is loaded.
+
+    :raises ValueError: it is no pickle.
+    """
+    texts = (argument for _code, argument, _place in pickletools.genops(pickled) if isinstance(argument, str))
+    return next(texts, "")
+
+
+def _named(job: Any) -> str:
+    """A task's name, as ``task_gate`` knows it."""
+    try:
+        try:
+            return _first_text(job.data)
+        except ValueError:
+            return str(job.func_name)  # by another serializer than Python's pickle
+    except Exception:  # noqa: BLE001  # whatever it is, RQ meets it as well, and tells of it
+        return ""
 
 
 def _is_missing(name: str) -> bool:
@@ -116,13 +144,22 @@ def _is_missing(name: str) -> bool:
     return False
 
 
-def _park(worker: Any, job: Any, queue: Any, name: str) -> bool:
-    """Whether it is no longer this worker's to execute."""
-    if not isinstance(worker.execution, Execution):  # what a task is taken by, since RQ 2
+def _park(worker: Any, job: Any, queue: Any, *why: Any) -> int:
+    """What the script has said."""
+    taken = (job.started_job_registry.key, worker.execution.id)
+    answer: int = worker.connection.eval(_PARK, 0, queue.name, job.id, *taken, *why)
+    if answer == 1:
+        worker.execution = None
+    return answer
+
+
+def _is_left_as_unknown(worker: Any, job: Any, queue: Any) -> bool:
+    """Whether it is no longer this worker's to execute, as its release doesn't know it."""
+    name = _unknown(worker, job)
+    if not name or not isinstance(worker.execution, Execution):  # what a task is taken by, since RQ 2
         return False
     try:
-        taken = (job.started_job_registry.key, worker.execution.id)
-        if not worker.connection.eval(_PARK, 0, queue.name, job.id, *taken, worker.name, _WHY):
+        if not _park(worker, job, queue, worker.name, UNKNOWN):
             return False
     except RedisError as error:
         # Only its kind: the text could hold the broker's password.
@@ -130,27 +167,82 @@ def _park(worker: Any, job: Any, queue: Any, name: str) -> bool:
         # What was refused fails as it always did. Else nobody knows: it is parked, or comes back as what a killed
         # worker had.
         return not isinstance(error, ResponseError)
-    worker.execution = None
     _log.warning("Task %s is parked: this release knows no %s.", job.id, name)
     return True
 
 
-def _park_unknown_tasks() -> None:
+def _is_held(worker: Any, job: Any, queue: Any) -> bool:
+    """Whether its gate keeps it from being executed: it is parked, or else comes back as what a killed worker had."""
+    task = _named(job)
+    try:
+        line = worker.connection.hget(_BOOK, task)
+        why = _why(line, job.id)
+        if not why:
+            return False
+        answer = _park(worker, job, queue, owner(task), why, task, line)
+    except RedisError as error:
+        _log.warning("Task %s isn't executed, as its gate can't be kept to: %s", job.id, type(error).__name__)
+        return True
+    if answer == _CHANGED:
+        return _is_held(worker, job, queue)
+    _log.info("Task %s is held by the gate of %s.", job.id, task)
+    return True
+
+
+def _why(line: bytes | None, known: str) -> str:
+    """Why its gate keeps a task from being executed; "" where it doesn't."""
+    try:
+        return reason(line) if line and holds(line, known) else ""
+    except (ValueError, TypeError, LookupError):
+        # Were it left to the worker, RQ would soon take it for one that has failed.
+        return "what the book of gates says of it can't be understood"
+
+
+def _tell_of_gates() -> None:
+    """Have workers tell that they keep gates, in the step in which they register."""
+    register = worker_registration.register
+
+    @functools.wraps(register)
+    def and_tell(worker: Any, pipeline: Any = None) -> None:
+        register(worker, pipeline)
+        if _can_keep_gates(worker):
+            worker.backstep_gates = True
+            (worker.connection if pipeline is None else pipeline).hset(worker.key, "backstep_gates", "fresh")
+
+    worker_registration.register = and_tell
+
+
+def _can_keep_gates(worker: Any) -> bool:
+    if getattr(type(worker), "fork_work_horse", Worker.fork_work_horse) is not Worker.fork_work_horse:
+        return False  # what executes its tasks is another program, which doesn't load this file
+    try:
+        worker.connection.hget(_BOOK, "")
+    except ResponseError as error:
+        _log.warning("This worker keeps no gates, as it may not read them: %s", type(error).__name__)
+        return False
+    return True
+
+
+def _look_before_executing() -> None:
     kind = next((kind for kind in getattr(Worker, "__mro__", ()) if "perform_job" in vars(kind)), None)
     if kind is None:
-        _log.warning("Tasks that this release doesn't know will fail, as they can't be parked with this version of RQ.")
+        _log.warning("With this version of RQ no gates are kept, and tasks that this release doesn't know will fail.")
         return
-    perform = kind.perform_job
+    perform, parks_unknown = kind.perform_job, parks_unknown_tasks()
 
     @functools.wraps(perform)
     def perform_job(worker: Any, job: Any, queue: Any) -> Any:
-        name = "" if str(job.id).startswith(_CANARY) else _unknown(worker, job)
-        if name and _park(worker, job, queue, name):
-            return True
+        if not str(job.id).startswith(_CANARY):
+            if parks_unknown and _is_left_as_unknown(worker, job, queue):
+                return True
+            if getattr(worker, "backstep_gates", False) and _is_held(worker, job, queue):
+                return True
         return perform(worker, job, queue)
 
     kind.perform_job = perform_job
+    if keeps_gates():
+        _tell_of_gates()
 
 
-if os.environ.get("PARK_UNKNOWN_TASKS", "yes").lower() not in ("no", "false", "0"):
-    _park_unknown_tasks()
+if parks_unknown_tasks() or keeps_gates():
+    _look_before_executing()
