@@ -140,7 +140,7 @@ def _dramatiq_command(reporter: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-_DRAMATIQ_REPORTERS = ("backstep_dramatiq_app.py", "backstep_dramatiq_unknown.py")
+_DRAMATIQ_REPORTERS = ("backstep_dramatiq_app.py", "backstep_dramatiq_parking.py", "backstep_gates.py")
 ENGINES = {
     "bullmq": _Entry(
         "redis",

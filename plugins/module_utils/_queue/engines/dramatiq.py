@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
+from ..books import ALWAYS_FRESH
 from ..engine import CANARY_PREFIX, Capabilities
 from . import _dramatiq_scripts as scripts
 from ._dramatiq_canaries import HEARD_OF_SECONDS, outcomes, send, withdraw
@@ -23,7 +24,7 @@ from ._redis_moves import BATCH
 _LATER_COUNTED_AT_MOST = 20 * BATCH
 _INDEX = f"{scripts.OURS}processes"
 _FIELDS = (
-    "worker", "pid", "hostname", "queues", "birth", "beat", "timeout", "up", "ended", "finished", "failed",
+    "worker", "pid", "hostname", "queues", "birth", "beat", "timeout", "up", "ended", "finished", "failed", "gates",
 )  # fmt: skip
 # One harmless use of each command that reading takes.
 _READING = (
@@ -246,4 +247,5 @@ def _worker(name: str, processes: Sequence[_Reported]) -> contract.WorkerSeen:
         finished=int(sum(one.number("finished") for one in processes)),
         failed=int(sum(one.number("failed") for one in processes)),
         connected=None,
+        gates=ALWAYS_FRESH if all(one.fields["gates"] == ALWAYS_FRESH for one in processes) else None,
     )

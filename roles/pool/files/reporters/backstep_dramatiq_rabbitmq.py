@@ -31,7 +31,7 @@ from typing import Any
 
 import pika
 from backstep_dramatiq_app import CANARY_IDS, Watcher, declare_canary, load_app, queues_of
-from backstep_dramatiq_unknown import REASON, Parking, park_unknown_tasks
+from backstep_dramatiq_parking import Parking, stand_before
 from dramatiq.common import q_name
 
 _LAST_ONLY = {"x-max-length": 1, "x-overflow": "drop-head", "x-expires": 86_400_000}
@@ -310,6 +310,13 @@ class _Taken:
 class RabbitmqParking(Parking):
     """Parks a copy, and has the original acknowledged when the broker has confirmed that."""
 
+    def __init__(self, worker: str) -> None:
+        super().__init__(worker)
+        self.keeps_gates = False  # nothing here reads the book of gates
+
+    def line(self, consumer: Any, task: str) -> bytes | str | None:
+        return None
+
     def before_worker_boot(self, broker: Any, worker: Any) -> None:
         """See messages as they come: what Dramatiq makes of them lacks their properties."""
         consume = broker.consume
@@ -329,7 +336,7 @@ class RabbitmqParking(Parking):
         if taken is not None:
             taken.drop()
 
-    def park(self, consumer: Any, message: Any) -> bool:
+    def park(self, consumer: Any, message: Any, whose: str, why: str, line: bytes | str | None = None) -> bool:
         method, properties, body = consumer.backstep.delivery
         queue = q_name(consumer.queue_name)
         # What isn't JSON, nobody could put back.
@@ -337,7 +344,7 @@ class RabbitmqParking(Parking):
             return False
         kept = {
             "expiration": properties.expiration, "delivery_mode": properties.delivery_mode,
-            "place": queue, "state": "waiting", "owner": self.worker, "reason": REASON,
+            "place": queue, "state": "waiting", "owner": whose, "reason": why,
         }  # fmt: skip
         properties.headers = {**(properties.headers or {}), "backstep-kept": json.dumps(kept)}
         properties.expiration, properties.delivery_mode = None, 2
@@ -351,7 +358,7 @@ def watch(broker: Any, worker: str) -> None:
         _log.warning("Backstep can't watch %r: it isn't Dramatiq's broker for RabbitMQ.", broker)
         return
     broker.add_middleware(Reporter(worker))
-    park_unknown_tasks(broker, RabbitmqParking(worker))
+    stand_before(broker, RabbitmqParking(worker))
 
 
 broker = load_app(os.environ.get("APP", ""))
