@@ -21,7 +21,7 @@ from ._redis import RedisLink, text
 
 WORKERS = f"{scripts.OURS}workers"
 _AT_ONCE = 100
-_FACTS = ("pid", "hostname", "queues", "identity", "birth", "beat", "finished", "failed", "quiet")
+_FACTS = ("pid", "hostname", "queues", "identity", "birth", "beat", "finished", "failed", "quiet", "gates")
 
 # ARGV: queues that single payloads may have been taken from (JSON), then workers -> for each held task: worker, number
 # ("" when no thread has it yet), start, queue, id, name, whether its worker reports.
@@ -190,6 +190,7 @@ def _seen(name: str, fact: dict[str, str], current: Optional[str]) -> WorkerSeen
         finished=max(0, int(fact["finished"] or 0)),
         failed=max(0, int(fact["failed"] or 0)),
         connected=None,
+        gates=fact["gates"] or None,
     )
 
 

@@ -159,15 +159,17 @@ module BackstepReporter
 
       options = config.respond_to?(:[]) ? config : ::Sidekiq.options
       queues = config.respond_to?(:capsules) ? config.capsules.values.flat_map(&:queues) : options[:queues]
+      look_before_executing
       @facts = ["pid", @pid, "hostname", Socket.gethostname, "queues", queues.uniq.join("\0"),
-        "identity", options[:identity].to_s, "version", ::Sidekiq::VERSION, "finished", 0, "failed", 0]
+        "identity", options[:identity].to_s, "version", ::Sidekiq::VERSION, "gates", @keeps_gates ? "fresh" : "",
+        "finished", 0, "failed", 0]
       script(FORGET, 86_400)
       beat
       @facts = @facts[0...-4] # the counts go on by themselves
       define_canary
       ::Sidekiq::BasicFetch.prepend(Fetch)
       ::Sidekiq::BasicFetch::UnitOfWork.prepend(Unit)
-      park_unknown_tasks
+      ::Sidekiq::Processor.prepend(Processing) if @parks_unknown || @keeps_gates
       @on = true
       Thread.new { keep_beating }.name = "backstep"
     end

@@ -3,57 +3,85 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# Has a Sidekiq worker park tasks whose class it doesn't know: Sidekiq itself retries them for weeks, or drops them.
+# Has a Sidekiq worker park what it isn't to execute: tasks whose class it doesn't know, and those that a gate holds.
 #
-# After a release is taken back, whoever is still ahead of it goes on enqueueing such tasks. They are parked as
-# task_move parks them, in the same step in which they cease to be the worker's, and are put back like all others. The
-# app isn't changed; in pool_env, PARK_UNKNOWN_TASKS: "no" leaves Sidekiq its own way. Part of backstep_sidekiq.rb.
+# After a release is taken back, whoever is still ahead of it goes on enqueueing tasks whose class it doesn't know.
+# Sidekiq itself would retry them for weeks, or drop them. They are parked as task_move parks them, in the same step in
+# which they cease to be the worker's, and are put back like all others. What the book of gates says of a task is asked
+# for each task anew; backstep_gates.py decides in the same way, and tells of the book. The app isn't changed; in
+# pool_env, PARK_UNKNOWN_TASKS: "no" and KEEP_GATES: "no" leave Sidekiq its own way. Part of backstep_sidekiq.rb.
 module BackstepReporter
   UNKNOWN_REASON = "the worker's release doesn't know it"
+  UNREADABLE_REASON = "what the book of gates says of it can't be understood"
   # Each executes a task of ActiveJob, whose own class is in "wrapped".
   WRAPPERS = %w[ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper Sidekiq::ActiveJob::Wrapper].freeze
-  # ARGV: worker, number, id, reason -> 1 when it is parked, 0 when it isn't this worker's any more. Each comes behind
-  # those that were parked before.
+  # What the script says when the book no longer says of the task's name what it was told.
+  CHANGED = 2
+  # ARGV: worker, number, id, owner, reason, and for a gate also the task's name and what the book has said of it -> 1
+  # when it is parked, 0 when it isn't this worker's any more. Each comes behind those that were parked before. Behind a
+  # gate that has opened since none is parked: what it held was put back already, and nobody would come for this one.
   PARK = PREFIX + <<-LUA
     local queue, raw = string.match(redis.call('HGET', held, ARGV[2]) or '', '^[%d%.]+%z(.-)%z(.*)$')
     if not queue then return 0 end
+    if ARGV[6] and redis.call('HGET', ours .. 'book:gates', ARGV[6]) ~= ARGV[7] then return 2 end
     local parked = ours .. 'parked:' .. queue
     local order = string.format('%.0f', redis.call('HINCRBY', parked .. ':order', '', 1))
     local member = table.concat({order, 'waiting', '', ARGV[3]}, '\\0')
     redis.call('ZADD', parked, order, member)
     redis.call('HSET', parked .. ':messages', member, raw)
-    redis.call('HSET', parked .. ':why', name, ARGV[4])
+    redis.call('HSET', parked .. ':why', ARGV[4], ARGV[5])
+    if ARGV[6] then redis.call('HSET', ours .. 'gated:' .. ARGV[6], ARGV[3], order) end
     redis.call('HDEL', held, ARGV[2])
     return 1
   LUA
 
   class << self
-    def park_unknown_tasks
-      return if %w[no false 0].include?(ENV.fetch("PARK_UNKNOWN_TASKS", "yes").downcase)
+    def look_before_executing
+      require "zlib" # not before Bundler has chosen the gems
+      @parks_unknown, @keeps_gates = %w[PARK_UNKNOWN_TASKS KEEP_GATES].map do |switch|
+        !%w[no false 0].include?(ENV.fetch(switch, "yes").downcase)
+      end
+      return if ::Sidekiq::Processor.private_method_defined?(:process)
 
-      known = ::Sidekiq::Processor.private_method_defined?(:process)
-      return warn_once("parks no unknown tasks: this Sidekiq executes in another way") unless known
-
-      ::Sidekiq::Processor.prepend(Processing)
+      @parks_unknown = @keeps_gates = false
+      warn_once("parks no unknown tasks, and keeps no gates: this Sidekiq executes in another way")
     end
 
-    # The id of a task whose class isn't found, and the name of that class; or nothing.
-    def unknown(unit, &find)
+    # Whether Sidekiq is to leave a task alone, as it isn't this worker's any more.
+    def leave_alone?(unit, &find)
+      task = task_of(unit)
+      return false unless task
+
+      missing = @parks_unknown && missing_for(task, &find)
+      (missing && park_unknown?(unit, task["jid"], missing)) || (@keeps_gates && held?(unit, task))
+    end
+
+    # What is noted in Redis, and no canary.
+    def task_of(unit)
       return unless unit.respond_to?(:backstep_noted) && unit.backstep_noted
 
       task = ::Sidekiq.load_json(unit.job)
-      id, name = task.values_at("jid", "class")
-      return if !id.is_a?(String) || id.start_with?("backstep-canary-")
-
-      names = [name, (task["wrapped"] if WRAPPERS.include?(name))].grep(String)
-      missing = names.find { |one| missing?(one, &find) }
-      [id, missing] if missing
+      id = task["jid"]
+      task if id.is_a?(String) && !id.start_with?("backstep-canary-")
+    rescue StandardError
+      nil # whatever it is, it is Sidekiq's to deal with
     end
 
-    # Whether Sidekiq is to leave it alone. Without an answer it may be parked or not: if not, the next beat gives back
-    # what is still held, and it is parked when it comes again.
-    def park(unit, id, name)
-      parked = script(PARK, unit.backstep_number, id, UNKNOWN_REASON) == 1
+    private
+
+    # The name of the class that isn't found, if there is one.
+    def missing_for(task)
+      name = task["class"]
+      names = [name, (task["wrapped"] if WRAPPERS.include?(name))].grep(String)
+      names.find { |one| yield one }
+    rescue StandardError, ScriptError
+      nil # it is Sidekiq's to deal with, too
+    end
+
+    # Without an answer it may be parked or not: if not, the next beat gives back what is still held, and it is parked
+    # when it comes again.
+    def park_unknown?(unit, id, name)
+      parked = script(PARK, unit.backstep_number, id, WORKER, UNKNOWN_REASON) == 1
       ::Sidekiq.logger.error("Task #{id} is parked: this release knows no #{name}.") if parked
       true
     rescue StandardError => error
@@ -65,14 +93,36 @@ module BackstepReporter
       true
     end
 
-    private
+    # Where its gate can't be kept to, a task isn't executed either; the next beat gives it back.
+    def held?(unit, task)
+      id, name = task["jid"], task.fetch("wrapped", task["class"])
+      line = ::Sidekiq.redis { |connection| connection.call("HGET", "#{OURS}book:gates", name.to_s) }
+      why = line && why_held(line, id)
+      return false unless why
 
-    # A class that is there, but can't be loaded for what is missing in it, is known.
-    def missing?(name)
-      yield name
-      false
-    rescue NameError => error
-      [name, *name.split("::")].include?(error.name.to_s)
+      answer = script(PARK, unit.backstep_number, id, "gate #{name}", why, name, line)
+      return held?(unit, task) if answer == CHANGED
+
+      ::Sidekiq.logger.info("Task #{id} is held by the gate of #{name}.")
+      true
+    rescue StandardError => error
+      warn_once("can't keep to a gate, and lets the task wait: #{error.class}")
+      @returned << unit.backstep_number
+      sleep 1 # as Sidekiq does when it can't fetch
+      true
+    end
+
+    # Why its gate keeps a task from being executed, or nothing.
+    def why_held(line, id)
+      gate = ::Sidekiq.load_json(line)
+      open = Float(gate.fetch("open"))
+      return if Zlib.crc32(id) % 10_000 < (open * 100).round(half: :even)
+
+      by, reason = gate.values_at("by", "reason").map(&:to_s)
+      by = "somebody" if by.empty?
+      format("%g %% of these pass, as %s has set it", open, by) + (reason.empty? ? "" : ": #{reason}")
+    rescue StandardError
+      UNREADABLE_REASON
     end
 
     def refused?(error)
@@ -86,22 +136,23 @@ module BackstepReporter
     private
 
     def process(unit)
-      found = backstep_unknown(unit)
-      super unless found && BackstepReporter.park(unit, *found)
+      super unless BackstepReporter.leave_alone?(unit) { |name| backstep_missing?(name) }
     end
 
-    def backstep_unknown(unit)
-      found = BackstepReporter.unknown(unit) { |name| backstep_find(name) }
+    def backstep_missing?(name)
+      missing = backstep_unfound?(name)
       # Once more where Sidekiq would look: while an app is developed, its classes come and go.
-      @reloader.call { found = BackstepReporter.unknown(unit) { |name| backstep_find(name) } } if found
-      found
-    rescue StandardError, ScriptError
-      nil # whatever it is, it is Sidekiq's to deal with
+      @reloader.call { missing = backstep_unfound?(name) } if missing
+      missing
     end
 
-    # As Sidekiq itself finds it: since 7, as Ruby does.
-    def backstep_find(name)
+    # As Sidekiq itself finds it: since 7, as Ruby does. A class that is there, but can't be loaded for what is missing
+    # in it, is known.
+    def backstep_unfound?(name)
       respond_to?(:constantize, true) ? constantize(name) : Object.const_get(name)
+      false
+    rescue NameError => error
+      [name, *name.split("::")].include?(error.name.to_s)
     end
   end
 end
