@@ -58,6 +58,8 @@ class Notes:
     """Names of the tasks that are lost with it when it executes them."""
     acknowledged: frozenset[str] = frozenset()
     """Ids of what it executes and has acknowledged already: the broker doesn't give it back."""
+    gates: Optional[str] = None
+    """Which state of the book of gates it keeps to; ``None`` when it keeps none."""
 
     def add(self, other: Notes) -> None:
         """Put another process's notes to these."""
@@ -70,6 +72,10 @@ class Notes:
         self.canaries.update(other.canaries)
         self.loses += other.loses
         self.acknowledged |= other.acknowledged
+        if self.gates is None or other.gates is None:
+            self.gates = None
+        elif self.gates != other.gates:
+            self.gates += f" {other.gates}"  # one of them is behind, so this equals no state of the book
 
     @property
     def begun(self) -> list[ExecutingTask]:
@@ -166,6 +172,7 @@ def _parsed(process: str, body: bytes) -> Notes:
             later=[_later(some) for some in told.get("later", ())],
             loses=tuple(map(str, told.get("loses", ()))),
             acknowledged=frozenset(str(task["id"]) for task in told["held"] if task.get("acknowledged")),
+            gates=told.get("gates"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokerUnreachable(
@@ -217,4 +224,5 @@ def seen(notes: Notes, ignored: Collection[str]) -> WorkerSeen:
         finished=notes.finished + counted.count("finished"),
         failed=None if notes.failed is None else notes.failed + counted.count("failed"),
         connected=True,
+        gates=notes.gates,
     )
