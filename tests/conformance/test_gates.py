@@ -21,6 +21,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.gating imp
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import GateRefused
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate, passes
 
+from tests.conformance.conftest import BENCHES
 from tests.support.bench import FAILING_TASK, TASK, Bench, task_id
 from tests.support.ledger import balance
 from tests.support.servers import wait_for
@@ -104,6 +105,21 @@ def test_a_share_passes_and_a_greater_one_lets_the_same_pass_and_more(engine: En
         wait_for("the rest is parked", lambda rest=rest: states(engine, numbers) == (set(), rest))  # type: ignore[misc]
         passed = passing
     assert not any(bench.executions(number)[0] for number in set(numbers) - passed)
+
+
+@pytest.mark.parametrize("kind", sorted(name for name, bench in BENCHES.items() if bench.schedules), indirect=True)
+def test_what_is_due_later_is_held_when_it_is_due(engine: Engine, bench: Bench) -> None:
+    if bench.engine in OWN_PROGRAMS:
+        return
+    held = bench.named(TASK)
+    bench.start(NAME, ["mail"])
+    set_gate(engine, held, 0.0)
+    due = time.time() + 3
+    bench.enqueue("mail", 1, 0, delay=3)
+    wait_for("it is parked", lambda: engine.queue_states(["mail"])[0].parked == 1)
+    assert time.time() >= due
+    assert set_gate(engine, held, None).moved.ids == (task_id(1),)
+    wait_for("it is done", lambda: bench.executions(1) == (1, 1))
 
 
 def test_what_a_person_has_parked_stays_when_a_gate_opens(engine: Engine, bench: Bench) -> None:

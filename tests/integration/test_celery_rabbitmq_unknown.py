@@ -137,7 +137,7 @@ def test_one_that_may_not_be_parked_goes_celerys_way(
     assert found == ([task_id(1)] if dead_letters else [])
     (log,) = tmp_path.glob("mail_*.log")
     said = log.read_text("utf-8")
-    assert "task-1, which this release doesn't know, can't be parked: AccessRefused" in said
+    assert "Task task-1 can't be parked (the worker's release doesn't know it): AccessRefused" in said
     assert "s3cret" not in said
 
 

@@ -140,6 +140,7 @@ def _dramatiq_command(reporter: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+_CELERY_REPORTERS = ("backstep_celery_unknown.py", "backstep_gates.py")
 _DRAMATIQ_REPORTERS = ("backstep_dramatiq_app.py", "backstep_dramatiq_parking.py", "backstep_gates.py")
 ENGINES = {
     "bullmq": _Entry(
@@ -154,7 +155,7 @@ ENGINES = {
         WorkerDefaults(
             command=_celery_command("backstep_celery"),
             broker_variable="CELERY_BROKER_URL",
-            reporters=("backstep_celery.py", "backstep_celery_parking.py", "backstep_celery_unknown.py"),
+            reporters=("backstep_celery.py", "backstep_celery_parking.py", *_CELERY_REPORTERS),
             manifest="celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=3600,
@@ -166,11 +167,7 @@ ENGINES = {
         WorkerDefaults(
             command=_celery_command("backstep_celery_rabbitmq"),
             broker_variable="CELERY_BROKER_URL",
-            reporters=(
-                "backstep_celery_rabbitmq.py",
-                "backstep_celery_rabbitmq_parking.py",
-                "backstep_celery_unknown.py",
-            ),
+            reporters=("backstep_celery_rabbitmq.py", "backstep_celery_rabbitmq_parking.py", *_CELERY_REPORTERS),
             manifest="celery.py",
             extends=("PYTHONPATH:{config}/backstep",),
             again_seconds=1800,

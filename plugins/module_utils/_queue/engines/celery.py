@@ -170,10 +170,10 @@ class CeleryEngine(PauselessEngine):
             for node, canaries, reported in zip(nodes, counts, counts[len(nodes) :])
         ]
 
-    def _counts(self, keys: Sequence[str]) -> list[Optional[tuple[int, int]]]:
-        """Finished and failed tasks as each key holds them; ``None`` for a key that isn't there."""
-        found = self._link.ask_all([("HMGET", key, "finished", "failed") for key in keys])
-        return [None if pair == [None, None] else (int(pair[0] or 0), int(pair[1] or 0)) for pair in found]
+    def _counts(self, keys: Sequence[str]) -> list[Optional[_Told]]:
+        """What each key holds; ``None`` for a key that isn't there."""
+        found = self._link.ask_all([("HMGET", key, *_Told._fields) for key in keys])
+        return [None if not any(told) else _Told(int(told[0] or 0), int(told[1] or 0), told[2]) for told in found]
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
         active = ask(self._link, "active").require_all(self._link).requests("active")
@@ -222,17 +222,26 @@ def _names(answer: Any) -> tuple[str, ...]:
     return tuple(str(queue["name"]) for queue in answer or ())
 
 
+class _Told(NamedTuple):
+    """The fields of a hash of counts."""
+
+    finished: int
+    failed: int
+    gates: Optional[bytes]
+
+
 class _Counted(NamedTuple):
     """Finished and failed tasks of one worker; ``None`` where nobody has counted any."""
 
-    canaries: Optional[tuple[int, int]]
+    canaries: Optional[_Told]
     """Canaries that are in Celery's own counts and have been taken back."""
-    reported: Optional[tuple[int, int]]
+    reported: Optional[_Told]
     """As the worker's reporter has counted; ``None`` when it has none."""
 
     def finished(self, ended: int) -> int:
         """Finished tasks; of those that Celery says have ended, failed ones too, where nothing is reported."""
-        return self.reported[0] if self.reported else max(0, ended - sum(self.canaries or ()))
+        withdrawn = self.canaries.finished + self.canaries.failed if self.canaries else 0
+        return self.reported.finished if self.reported else max(0, ended - withdrawn)
 
 
 def _worker(
@@ -253,6 +262,7 @@ def _worker(
         last_heartbeat=now,
         current_task=next(iter([*real, *tasks]), None),
         finished=counted.finished(begun - len(tasks)),
-        failed=counted.reported[1] if counted.reported else None,
+        failed=counted.reported.failed if counted.reported else None,
         connected=True,
+        gates=text(counted.reported.gates) if counted.reported and counted.reported.gates else None,
     )

@@ -6,7 +6,7 @@ Celery itself counts failures nowhere, and a worker that was told to stop answer
 in the broker's Redis:
 
 - ``backstep:celery:counts:<worker>``: a hash with ``finished`` and ``failed``. An attempt that is retried has failed.
-  Canaries are not counted.
+  Canaries are not counted. ``gates`` is ``fresh`` in it of a worker that asks for a task's gate whenever it takes one.
 - ``backstep:celery:executing:<worker>``: a hash of task ids, each with a JSON list of its queue, its name, and the time
   at which it was begun (epoch seconds, by the worker's clock).
 
@@ -28,8 +28,8 @@ import time
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from backstep_celery_parking import park
-from backstep_celery_unknown import park_unknown_tasks
+from backstep_celery_parking import RedisWay
+from backstep_celery_unknown import Way, park_tasks
 from celery import current_app, signals
 
 _NAME = os.environ.get("BACKSTEP_WORKER", "")
@@ -49,15 +49,21 @@ _CANARY = "backstep-canary-"
 class _Reporter:
     """One worker's. Each of its processes has a connection of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: Way) -> None:
+        self._way = way
         self._client: Any = None
         self._owner = 0
         self._rests_until = 0.0
 
     def on_ready(self, **_told: Any) -> None:
-        """Say by zeros that this worker counts, and from now on that it lives."""
-        self._tell(*(("HSETNX", _COUNTS, field, 0) for field in ("finished", "failed")))
+        """Say what this worker does of itself, and from now on that it lives."""
+        self._introduce()
         threading.Thread(target=self._live, name="backstep", daemon=True).start()
+
+    def _introduce(self) -> None:
+        """Say by zeros that it counts, and whether it keeps gates."""
+        gates = ("HSET", _COUNTS, "gates", "fresh") if self._way.keeps_gates else ("HDEL", _COUNTS, "gates")
+        self._tell(*(("HSETNX", _COUNTS, field, 0) for field in ("finished", "failed")), gates)
 
     def on_begin(self, sender: Any = None, task_id: str = "", **_told: Any) -> None:
         """Say that a task is begun, before it is."""
@@ -87,6 +93,7 @@ class _Reporter:
                 self._complain(error)
                 client = None
             end.wait(_LOOK_SECONDS)
+            self._introduce()  # it may not have been heard, or have been silent for a week
 
     def _count(self, field: str, task_id: str) -> None:
         if not str(task_id).startswith(_CANARY):
@@ -147,11 +154,12 @@ def _client_of_master(limits: dict[str, Any], options: dict[str, Any]) -> Any:
 
 
 if _NAME and _URL.startswith(("redis://", "rediss://", "unix://", _SENTINEL)):
-    _reporter = _Reporter()
+    _way = RedisWay()
+    _reporter = _Reporter(_way)
     signals.worker_ready.connect(_reporter.on_ready, weak=False)
     signals.task_prerun.connect(_reporter.on_begin, weak=False)
     signals.task_success.connect(_reporter.on_success, weak=False)
     signals.task_failure.connect(_reporter.on_failure, weak=False)
     signals.task_retry.connect(_reporter.on_failure, weak=False)
     signals.task_postrun.connect(_reporter.on_end, weak=False)
-    park_unknown_tasks(_NAME, park)
+    park_tasks(_NAME, _way)

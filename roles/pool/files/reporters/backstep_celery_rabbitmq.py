@@ -28,8 +28,8 @@ import time
 from collections import Counter
 from typing import Any
 
-from backstep_celery_rabbitmq_parking import park
-from backstep_celery_unknown import park_unknown_tasks
+from backstep_celery_rabbitmq_parking import RabbitmqWay
+from backstep_celery_unknown import park_tasks
 from celery import current_app, signals
 from celery.exceptions import Ignore, Reject
 from celery.worker import state
@@ -288,4 +288,4 @@ if _NAME:
     _reporter = _Reporter()
     signals.worker_ready.connect(_reporter.on_ready, weak=False)
     signals.task_received.connect(_reporter.on_received, weak=False)
-    park_unknown_tasks(_NAME, park)
+    park_tasks(_NAME, RabbitmqWay())

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from typing import Any
 
 import amqp
 from amqp.exceptions import ChannelError, MessageNacked
-from backstep_celery_unknown import WHY, NotParked
+from backstep_celery_unknown import NotParked, Way, Why
 from kombu.transport import pyamqp
 
 # As ``task_move`` does, which reads it when a task is put back.
@@ -38,17 +39,20 @@ class _Copies:
     def __init__(self) -> None:
         self._connection: Any = None
         self._channel: Any = None
+        # What has become due is taken by another thread where Celery has no loop of events.
+        self._lock = threading.Lock()
 
     def put(self, theirs: Any, target: str, copy: Any) -> None:
         """Put a copy into a queue, and know that the broker has it there."""
-        try:
-            self._reach(theirs, target)
-            self._channel.basic_publish_confirm(
-                copy, exchange="", routing_key=target, mandatory=True, confirm_timeout=_ANSWER_SECONDS
-            )
-        except BaseException:
-            self._drop()
-            raise
+        with self._lock:
+            try:
+                self._reach(theirs, target)
+                self._channel.basic_publish_confirm(
+                    copy, exchange="", routing_key=target, mandatory=True, confirm_timeout=_ANSWER_SECONDS
+                )
+            except BaseException:
+                self._drop()
+                raise
 
     def _reach(self, theirs: Any, target: str) -> None:
         if self._connection is not None:
@@ -77,30 +81,39 @@ class _Copies:
                 _log.debug("A connection was not closed: %s", type(error).__name__)
 
 
-_copies = _Copies()
+class RabbitmqWay(Way):
+    """Of a worker whose broker is RabbitMQ."""
 
+    def __init__(self) -> None:
+        self._copies = _Copies()
 
-def park(consumer: Any, message: Any, known: str, worker: str) -> bool:
-    """Whether a copy of a task is parked; if not, the task stays unacknowledged, and comes back.
+    def park(self, consumer: Any, message: Any, known: str, why: Why) -> bool:
+        """Park a copy of a task, or leave the task unacknowledged; then it comes back.
 
-    :raises NotParked: the broker refuses, or nothing tells what the task is, or where it comes from.
-    """
-    queue = _queue_of(consumer, message)
-    try:
-        if not known or not queue or not hasattr(message, "backstep_body"):
-            raise NotParked
-        _copies.put(consumer.connection, f"backstep.parked.{queue}", _parked(message, queue, worker))
-    except (ChannelError, MessageNacked, NotParked) as error:
-        # Only its kind: the text could hold the broker's password.
-        _log.warning("Task %s, which this release doesn't know, can't be parked: %s", known, type(error).__name__)
-        raise NotParked from None
-    except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
-        _log.warning("Task %s, which this release doesn't know, isn't parked now: %s", known, type(error).__name__)
+        :raises NotParked: the broker refuses, or nothing tells what the task is, or where it comes from.
+        """
+        queue = _queue_of(consumer, message)
+        try:
+            if not known or not queue or not hasattr(message, "backstep_body"):
+                raise NotParked
+            self._copies.put(consumer.connection, f"backstep.parked.{queue}", _parked(message, queue, why))
+        except (ChannelError, MessageNacked, NotParked) as error:
+            # Only its kind: the text could hold the broker's password.
+            _log.warning("Task %s can't be parked (%s): %s", known, why.reason, type(error).__name__)
+            raise NotParked from None
+        except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
+            _log.warning("Task %s can't be parked now (%s): %s", known, why.reason, type(error).__name__)
+            return False
+        return True
+
+    def can_read_gates(self, consumer: Any) -> bool:
         return False
-    return True
+
+    def line(self, message: Any, task: str) -> None:
+        return None
 
 
-def _parked(message: Any, queue: str, worker: str) -> Any:
+def _parked(message: Any, queue: str, why: Why) -> Any:
     """The copy. An expiry would go on while it is parked."""
     own, headers = dict(message.properties), message.headers
     due_later = "retrying" if headers.get("retries") else "scheduled"
@@ -109,8 +122,8 @@ def _parked(message: Any, queue: str, worker: str) -> Any:
         "delivery_mode": own.get("delivery_mode"),
         "place": queue,
         "state": "waiting" if headers.get("eta") is None else due_later,
-        "owner": worker,
-        "reason": WHY,
+        "owner": why.owner,
+        "reason": why.reason,
     }
     own.update(application_headers={**headers, _KEPT: json.dumps(kept)}, delivery_mode=2)
     return amqp.Message(message.backstep_body, **own)
