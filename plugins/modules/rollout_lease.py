@@ -58,6 +58,12 @@ options:
     description: Why, for the journal.
     type: str
     default: ''
+  journal_days:
+    description:
+      - After how many days lines of the journal are replaced by one that says what they add up to, when the lease is
+        given back. V(0) keeps all; the last 500 always stay.
+    type: float
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -108,7 +114,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import moment
-from ansible_collections.backstep.workers.plugins.module_utils._host.leasing import give_back, take
+from ansible_collections.backstep.workers.plugins.module_utils._host.leasing import cut_journal, give_back, take
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS, open_host
 
@@ -121,6 +127,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         actions = give_back(
             host, params["rollout"], params["owner"], params["quarantine"], params["reason"], module.check_mode
         )
+        if actions and not module.check_mode:
+            cut_journal(host, params["journal_days"])
         return {"changed": bool(actions), "actions": actions, "rollout": params["rollout"]}
     grant = take(
         host,
@@ -150,6 +158,7 @@ def main() -> None:
             "adopt": {"type": "str", "default": ""},
             "quarantine": {"type": "str", "default": ""},
             "reason": {"type": "str", "default": ""},
+            "journal_days": {"type": "float", "default": 0.0},
         },
         supports_check_mode=True,
     )

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import DEPLOY, ROLLBACK
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import DEPLOY, ROLLBACK
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import BAD, GOOD, UNKNOWN
 
 from .report import Journals, observed

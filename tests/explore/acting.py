@@ -24,7 +24,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host import (
 from ansible_collections.backstep.workers.plugins.module_utils._host.layout import SCHEDULER_INDEX
 from ansible_collections.backstep.workers.plugins.module_utils._host.store import Content
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import STUCK
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import STUCK
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner
 
 from tests.explore.flow import Run

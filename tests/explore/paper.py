@@ -32,8 +32,9 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors
     MainProcess,
     Supervisor,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import Event, PoolState
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import Moment
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import Event, PoolState, fold_in
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import fold_in
 
 POOL = "mail"
 PROGRAM = b"the host program"

@@ -11,8 +11,8 @@ from typing import Any
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.layout import SCHEDULER_INDEX
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import NoGoodRelease
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import BAD, DEPLOY, GOOD, ROLLBACK
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import rollback_target
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import BAD, DEPLOY, GOOD, ROLLBACK
 
 from tests.explore import flow
 from tests.explore.acting import fire_guard, is_stuck, person_goes_back, reaper_looks, reboot, tasks_end

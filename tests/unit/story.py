@@ -6,12 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import Event, PoolState
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import Moment
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import (
-    Event,
-    PoolState,
-    fold,
-)
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import fold
 
 BOOT = "boot-1"
 

@@ -10,7 +10,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import barriers, fleet
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import RollbackBarrier
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import UNCONFIRMED
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import UNCONFIRMED
 
 from tests.unit.story import Story
 from tests.unit.test_fleet import back as host_back

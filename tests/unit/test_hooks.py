@@ -13,7 +13,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout import r
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput, StepOutOfOrder
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import STEPS
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.masking import hide
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import PoolState
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import PoolState
 
 from tests.unit.story import Story
 from tests.unit.test_fleet import answer

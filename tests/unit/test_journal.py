@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,51 @@ def test_a_newer_schema_is_refused_politely(journal: Journal) -> None:
         journal.read()
     assert "newer version of backstep.workers" in refused.value.next_step
     assert refused.value.left == "Nothing was changed on this host."
+
+
+def test_old_lines_go_and_what_they_add_up_to_stays(journal: Journal) -> None:
+    before, last = journal.state(), journal.read()[0][-1]
+    assert journal.cut(NOW.time, NOW, stay=0, go=1) == 0  # none is older
+    later = Moment("boot-1", 900.0, NOW.time + 800)
+    assert journal.cut(NOW.time + 1, later, stay=2, go=2) == 0  # not worth it
+    assert journal.cut(NOW.time + 1, later, stay=1, go=1) == 2
+    events, _torn = journal.read()
+    assert [(event["event"], event["seq"]) for event in events] == [
+        ("so_far", 2), ("quarantined", 3), ("journal_cut", 4)
+    ]  # fmt: skip
+    assert events[1] == last
+    assert replace(journal.state(), changed=before.changed) == before
+    assert journal.path.stat().st_mode & 0o777 == 0o600
+    journal.append("pruned", later, 2, "controller", release="1.0-a")
+    assert journal.cut(later.time + 1, later, stay=0, go=1) == 4
+    assert [event["seq"] for event in journal.read()[0]] == [5, 6]
+    assert journal.state().last_token == 2
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_a_journal_that_was_cut_can_not_be_changed_unnoticed(journal: Journal, line: int, anew: bool) -> None:
+    """Not even by who makes a line's digest anew: the next one has it, and the last cut that of the first line."""
+    journal.cut(NOW.time + 1, NOW, stay=1, go=1)
+    journal.append("pruned", NOW, 2, "controller", release="1.0-a")
+    lines = [json.loads(raw) for raw in journal.path.read_bytes().splitlines()]
+    lines[line]["up"] = 5.0
+    if anew:
+        lines[line]["hash"] = digest_of(lines[line])
+    journal.path.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in lines))
+    told = 1 if line == 0 else line + 1 + anew
+    with pytest.raises(JournalDamaged, match=f"Line {told} of"):
+        journal.read()
+
+
+def test_a_first_line_that_stands_for_others_stands_nowhere_else(journal: Journal) -> None:
+    whole = journal.path.read_bytes()
+    journal.cut(NOW.time + 1, NOW, stay=1, go=1)
+    first, *rest = journal.path.read_bytes().splitlines(keepends=True)
+    for raw in (whole + first, first + first, b"".join(rest), first + rest[0]):
+        journal.path.write_bytes(raw)
+        with pytest.raises(JournalDamaged):
+            journal.read()
 
 
 # Run by a process of its own, so that the limit is nobody else's: the kernel then refuses the write, as on a full disk.

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import plans
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import Action
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import BAD, GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import last_good
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import BAD, GOOD
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -16,8 +16,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
     StaleToken,
     StepOutOfOrder,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import DEPLOY, ROLLBACK, PoolState
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import Grant, Moment
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import DEPLOY, ROLLBACK, PoolState
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,6 +12,7 @@ import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors
 from ansible_collections.backstep.workers.plugins.module_utils._host.way_back import go_back_alone, guard
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import rules
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, NoGoodRelease
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import BAD, GOOD, Event, PoolState, fold
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import BAD, GOOD, Event, PoolState
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.snapshot import SO_FAR
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import fold
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -207,6 +210,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.attempt(reap, self.host, lives=lives, by="reaper")
 
     @rule()
+    def old_lines_go(self) -> None:
+        """All of them; what they add up to stays."""
+        before = self.state
+        gone = self.host.journal.cut(float("inf"), moment(), stay=0, go=1)
+        after = self.state
+        assert gone or self.host.journal.read() == ([], 0)
+        assert replace(after, changed=before.changed) == before
+
+    @rule()
     def time_passes(self) -> None:
         self.time.up += LEASE_SECONDS
 
@@ -258,7 +270,7 @@ class AnyOrder(RuleBasedStateMachine):
     def _every_step_was_taken_by_who_held_the_lease(self, events: list[Event]) -> None:
         granted = [event["token"] for event in events if event["event"] == "lease_granted"]
         assert granted == sorted(set(granted)), "numbers only grow"
-        held = 0
+        held = events[0]["state"]["lease"]["token"] if events and events[0]["event"] == SO_FAR else 0
         for number, event in enumerate(events):
             if event["event"] == "lease_granted":
                 held = event["token"]

@@ -15,8 +15,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from .._rollout.pool_state import ROLLBACK
 from .._rollout.rules import pre_empts
-from .._rollout.state import ROLLBACK
 from .clock import moment, until
 from .host import Host, try_lock
 

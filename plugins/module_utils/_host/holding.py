@@ -8,7 +8,7 @@ from typing import Optional
 
 from .._rollout import barriers
 from .._rollout.errors import RollbackBarrier
-from .._rollout.state import PoolState
+from .._rollout.pool_state import PoolState
 from .host import Host
 
 

@@ -14,8 +14,8 @@ from .._rollout.errors import BackstepError
 from .._rollout.hook_steps import BEFORE_STAGE, BEFORE_SWITCH, DONE
 from .._rollout.masking import hide
 from .._rollout.plans import Action
+from .._rollout.pool_state import PoolState
 from .._rollout.rules import require_switch
-from .._rollout.state import PoolState
 from . import asking
 from .clock import Deadline, moment, uptime
 from .commands import ENDED, NOT_RUN, Outcome, kill_process, plain_environment, run_group

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from .._rollout.errors import BackstepError, BadInput, HostUnfit, ReleaseDamaged, StepOutOfOrder
+from .._rollout.pool_state import Event, PoolState
 from .._rollout.rules import require_lease
-from .._rollout.state import Event, PoolState
 from . import processes
 from .clock import Deadline, moment
 from .files import free_bytes, read_if_there, write_file

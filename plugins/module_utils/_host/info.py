@@ -12,8 +12,8 @@ from .._rollout.errors import BackstepError, NoGoodRelease, StepOutOfOrder
 from .._rollout.hook_steps import AFTER_CONFIRM
 from .._rollout.hooks import is_once, name_of, pending
 from .._rollout.names import worker_prefix
+from .._rollout.pool_state import DEPLOY, GOOD, STUCK, Draining, PoolState
 from .._rollout.rules import is_live, rollback_target
-from .._rollout.state import DEPLOY, GOOD, STUCK, Draining, PoolState
 from .clock import Deadline, moment, uptime
 from .draining import still_running
 from .host import Host

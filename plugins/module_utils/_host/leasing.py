@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from .._rollout.pool_state import BAD, PoolState
 from .._rollout.rules import Grant, Moment, decide_grant
-from .._rollout.state import BAD, PoolState
 from . import asking
+from .clock import moment
 from .host import Host
+
+_DAY_SECONDS = 86_400
 
 
 def take(
@@ -63,6 +67,14 @@ def give_back(
             else:
                 host.note("lease_released", rollout)
         return actions
+
+
+def cut_journal(host: Host, days: float) -> None:
+    """Have lines that are older go, if that is wanted (more than 0). A full disk puts it off until the next time."""
+    if days > 0:
+        now = moment()
+        with host.locked(), suppress(OSError):
+            host.journal.cut(now.time - days * _DAY_SECONDS, now)
 
 
 def _giving_back(state: PoolState, rollout: int, quarantine: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from .._rollout import barriers, rules
 from .._rollout.errors import LeaseHeld
-from .._rollout.state import DEPLOY, ROLLBACK
+from .._rollout.pool_state import DEPLOY, ROLLBACK
 from .clock import moment
 from .draining import drain, still_running
 from .holding import require_way

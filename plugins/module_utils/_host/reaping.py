@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Callable
 
+from .._rollout.pool_state import Draining, PoolState
 from .._rollout.reaping import Seen, plan_reap
-from .._rollout.state import Draining, PoolState
 from .clock import moment, persist
 from .draining import Drained, kill, still_running
 from .host import Host

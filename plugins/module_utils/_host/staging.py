@@ -14,8 +14,8 @@ from .._rollout.gates import require_unretired
 from .._rollout.hook_steps import AFTER_STAGE, BEFORE_STAGE, DONE
 from .._rollout.hooks import plan_hooks
 from .._rollout.plans import Action
+from .._rollout.pool_state import BAD, STAGED, UNFINISHED, PoolState
 from .._rollout.rules import require_target
-from .._rollout.state import BAD, STAGED, UNFINISHED, PoolState
 from .._rollout.stranding import names_of, require_known
 from .files import read_if_there
 from .hooks import run_hook

@@ -20,7 +20,7 @@ from .._rollout.errors import (
 )
 from .._rollout.hook_steps import AFTER_ROLLBACK, AFTER_SWITCH, BEFORE_CONFIRM, BEFORE_ROLLBACK, BEFORE_SWITCH
 from .._rollout.plans import Action
-from .._rollout.state import RESTORED, ROLLBACK, SWITCHED, PoolState
+from .._rollout.pool_state import RESTORED, ROLLBACK, SWITCHED, PoolState
 from .clock import moment, until
 from .draining import Drained, drain
 from .files import fsync_directory, replace_link

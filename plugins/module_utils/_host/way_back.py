@@ -11,8 +11,8 @@ from .._rollout.barriers import require_crossing
 from .._rollout.errors import HookFailed, RollbackBarrier, RollbackFailed, StepOutOfOrder
 from .._rollout.hook_steps import AFTER_ROLLBACK, BEFORE_ROLLBACK, DONE
 from .._rollout.hooks import seconds_of, sentence
+from .._rollout.pool_state import DEPLOY, ROLLBACK, STUCK, PoolState, Rollout
 from .._rollout.rules import describe_owner, is_live, rollback_target
-from .._rollout.state import DEPLOY, ROLLBACK, STUCK, PoolState, Rollout
 from . import asking
 from .clock import moment, persist
 from .holding import require_way

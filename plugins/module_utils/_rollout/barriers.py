@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from .errors import RollbackBarrier
-from .state import ROLLBACK, PoolState
+from .pool_state import ROLLBACK, PoolState
 
 CROSS = (
     "To go back all the same: ansible-playbook backstep.workers.rollback -e pool_cross_barrier=true "

@@ -16,9 +16,9 @@ from typing import Any, Optional, Union
 from .barriers import refusal
 from .errors import BadInput, HostUnfit, LeaseHeld, NoGoodRelease
 from .hooks import Hooks, seconds_of
+from .pool_state import GOING_BACK, GOOD, RESTORED
 from .rules import describe_owner
 from .schedulers import has_own_scheduler, require_no_move, scheduler_of
-from .state import GOING_BACK, GOOD, RESTORED
 from .waves import Consumers, hold_minimum, waves
 
 Answer = Mapping[str, Any]

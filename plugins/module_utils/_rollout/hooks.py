@@ -19,8 +19,8 @@ from .hook_steps import (
     hook_mark,
 )
 from .plans import Action
-from .state import GOOD as GOOD_RELEASE
-from .state import SWITCHED, PoolState
+from .pool_state import GOOD as GOOD_RELEASE
+from .pool_state import SWITCHED, PoolState
 from .verdict import BAD, GOOD, UNKNOWN
 
 EVERY_HOST = "hosts"

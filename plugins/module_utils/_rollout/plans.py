@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
-from .state import GOOD, PoolState
+from .pool_state import GOOD, PoolState
 
 Action = dict[str, Any]
 

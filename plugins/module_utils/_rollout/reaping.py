@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from .plans import KILL, REQUEUE, Action, to_prune
+from .pool_state import Draining, PoolState
 from .rules import Moment, is_live
-from .state import Draining, PoolState
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from .errors import LeaseHeld, NoGoodRelease, ReleaseRefused, StaleToken, StepOutOfOrder
 from .names import utc
-from .state import (
+from .pool_state import (
     BAD,
     CONFIRMED,
     GOING_BACK,

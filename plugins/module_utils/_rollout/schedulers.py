@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from .errors import BadInput
 from .plans import Action
-from .state import PoolState
+from .pool_state import PoolState
 
 # For how long a hand-over may wait, however long the period is.
 _MOST_SECONDS = 60.0
