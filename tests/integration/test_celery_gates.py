@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import kombu
 import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import GATES_BOOK
@@ -15,7 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
 
-from tests.support.bench import FAILING_TASK, TASK, task_id
+from tests.support.bench import FAILING_TASK, REPORTERS, TASK, task_id
 from tests.support.celery_bench import Workers
 from tests.support.servers import wait_for
 
@@ -96,3 +98,21 @@ def test_a_worker_that_may_not_read_the_book_says_so(
         client.execute_command("ACL", "DELUSER", "narrow")
     assert "keeps no gates" in log(tmp_path)
     assert "s3cret" not in log(tmp_path)
+
+
+def test_a_task_is_not_parked_for_a_gate_that_has_been_opened_meanwhile(
+    engine: Engine, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(REPORTERS))
+    parking, unknown = map(importlib.import_module, ("backstep_celery_parking", "backstep_celery_unknown"))
+    engine.write_book(GATES_BOOK, CLOSED)
+    workers.enqueue("mail", 1, 0)
+    with kombu.Connection(workers.client_url) as connection:
+        message = connection.channel().basic_get("mail")
+        why = unknown.Why(f"gate {TASK}", "trying it out", TASK, CLOSED[TASK])
+        engine.write_book(GATES_BOOK, {TASK: None})
+        assert not parking.RedisWay().park(None, message, task_id(1), why)
+        assert engine.task_ids("mail", PARKED, 10).ids == ()
+        engine.write_book(GATES_BOOK, CLOSED)
+        assert parking.RedisWay().park(None, message, task_id(1), why)
+    assert engine.task_ids("mail", PARKED, 10).ids == tuple(engine.gated(QUEUES, TASK)) == (task_id(1),)

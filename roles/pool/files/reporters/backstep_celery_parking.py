@@ -12,10 +12,12 @@ from backstep_celery_unknown import NotParked, Way, Why
 
 _BOOK = "backstep:celery:book:gates"
 # ARGV: queue, hash and sorted set of what is unacknowledged, delivery tag, bytes as they are held, list, bytes for the
-# list, id, owner, reason, name of a gate or "" -> 1 when it is parked. Each comes behind those that were parked before.
+# list, id, owner, reason, name of a gate or "", its line -> 1 when it is parked. Each comes behind those that were
+# parked before.
 _PARK = """
 local parked = 'backstep:celery:parked:' .. ARGV[1]
 if redis.call('HGET', ARGV[2], ARGV[4]) ~= ARGV[5] then return 0 end
+if ARGV[11] ~= '' and redis.call('HGET', 'backstep:celery:book:gates', ARGV[11]) ~= ARGV[12] then return 0 end
 local order = redis.call('HINCRBY', parked .. ':order', '', 1)
 local mark = string.format('%.0f', order)
 local member = table.concat({mark, ARGV[6], ARGV[8]}, '\\0')

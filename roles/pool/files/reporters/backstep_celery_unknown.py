@@ -36,6 +36,8 @@ class Why(NamedTuple):
     reason: str
     gate: str = ""
     """The task's name, where its gate holds it."""
+    line: bytes | str = ""
+    """What the gate says. If it says something else by then, its opening may not find the task: it is not parked."""
 
 
 class Way(ABC):
@@ -117,7 +119,7 @@ class Gates(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery tells no t
             line = self.way.line(message, task)
             held = backstep_gates.holds(line, known)
             if held:
-                why = Why(backstep_gates.owner(task), backstep_gates.reason(line), task)
+                why = Why(backstep_gates.owner(task), backstep_gates.reason(line), task, line)
                 parked = self.way.park(consumer, message, known, why)
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
             # Only its kind: the text could hold the broker's password.
