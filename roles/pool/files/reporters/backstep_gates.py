@@ -12,7 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
 
 BOOK = "backstep.book.gates"
 """The queue in RabbitMQ whose messages, read in turn, are the changes of the book."""
@@ -21,6 +25,7 @@ LOCK = "backstep.lock.book.gates"
 UNKNOWN = "the worker's release doesn't know it"
 """The reason that is noted with a task that is parked as unknown."""
 _OFF = ("no", "false", "0")
+_REFUSED, _LOCKED = 403, 405
 
 
 def parks_unknown_tasks() -> bool:
@@ -78,3 +83,103 @@ class Book:
     def digest(self) -> str:
         """Which state of the book this is, as ``task_gate`` wants to be told."""
         return hashlib.sha256(json.dumps(self._lines, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Follower:
+    """Keeps at hand the book of gates as it lies in RabbitMQ: ``look`` about every second, one thread at a time.
+
+    It needs no more of a client library than that its channels have AMQP's methods by their names and its errors a
+    ``reply_code``; so it is with amqp and with pika. How their answers are read is given.
+    """
+
+    def __init__(self, count: Callable[[Any], int], body: Callable[[Any], bytes | None]) -> None:
+        """:param count: how many messages there are, out of the answer to ``queue_declare``.
+
+        :param body: of what ``basic_get`` answers; ``None`` for no message.
+        """
+        self._count, self._body = count, body
+        self._book, self._holding = Book(), threading.Lock()
+        self._channel: Any = None
+        # How many changes there were at the last reading over this connection.
+        self._changes: int | None = None
+        self.is_read = False
+        self.is_refused = False
+        """Whether the worker keeps no gates, as the broker doesn't let it read them."""
+        self.is_reading = False
+        """Whether a reading that has failed may have left something locked or taken until the connection ends."""
+
+    @property
+    def digest(self) -> str | None:
+        """As ``Book.digest``; ``None`` where nothing has been read."""
+        return self._book.digest if self.is_read else None
+
+    def line(self, task: str) -> str | None:
+        """What the book says of the tasks of this name.
+
+        :raises LookupError: it hasn't been read yet.
+        """
+        if not self.is_read and not self.is_refused:
+            raise LookupError("the book of gates hasn't been read yet")
+        return self._book.line(task)
+
+    @contextmanager
+    def steady(self, task: str, line: bytes | str | None) -> Iterator[bool]:
+        """Whether the book still says so of a task that is to be parked for it; the next state isn't told before the
+        end. Else whoever opens the gate could look for what it has held before the last of that is parked.
+        """
+        with self._holding:
+            yield self._book.line(task) == line
+
+    def look(self, new_channel: Callable[[], Any]) -> None:
+        """Read the book if it has changed, unless somebody else reads it just now.
+
+        :raises Exception: what the client library raises, or, once, because the book can't be understood. What was
+            read before holds on.
+        """
+        try:
+            changes = None if self.is_refused else self._changed(new_channel)
+        except Exception as error:
+            code = getattr(error, "reply_code", None)
+            if code == _LOCKED:
+                return
+            self._channel = self._changes = None
+            if code != _REFUSED or self.is_read:
+                raise
+            self.is_refused = True
+            return
+        if changes is not None:
+            self._changes = len(changes)
+            with self._holding:
+                self._book.read(changes)
+                self.is_read = True
+
+    def forget(self) -> None:
+        """Leave the connection behind, and read anew over the next one."""
+        self._channel = self._changes = None
+        self.is_reading = False
+
+    def _changed(self, new_channel: Callable[[], Any]) -> list[bytes] | None:
+        """All changes, if there are others than at the last reading."""
+        self._channel = self._channel or new_channel()
+        # Not passively: RabbitMQ notes an error in its log whenever that finds no queue.
+        if self._count(self._channel.queue_declare(BOOK, durable=True, auto_delete=False)) == self._changes:
+            return None
+        reading = new_channel()
+        self.is_reading = True
+        try:
+            reading.queue_declare(LOCK, exclusive=True, auto_delete=False)
+            changes = list(iter(lambda: self._body(reading.basic_get(BOOK)), None))
+            reading.close()  # which gives them back
+        except Exception as error:
+            # With a code, the broker itself has closed the channel, which gives them back as well.
+            code = getattr(error, "reply_code", None)
+            if code is not None:
+                self._unlock(code != _LOCKED)
+            raise
+        self._unlock()
+        return changes
+
+    def _unlock(self, is_locked: bool = True) -> None:
+        if is_locked:
+            self._channel.queue_delete(LOCK)
+        self.is_reading = False
