@@ -11,6 +11,7 @@ message has what plain consumers tell, and beside that:
 - ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retrying``), ``tasks`` (how many), ``ids`` (the first
   of them) and ``names`` (how many of each name), of what was taken and is due later.
 - ``loses``: the names of the tasks that are acknowledged before they are executed.
+- ``gates``: which state of the book of gates it keeps to.
 
 A task is told before it is acknowledged, and what ended is told within a moment. An attempt that is retried has failed.
 Telling never makes a task fail: when the broker doesn't take it within a second, nothing is told for a while. A worker
@@ -23,13 +24,16 @@ import atexit
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections import Counter
 from typing import Any
 
+from amqp.exceptions import ChannelError
 from backstep_celery_rabbitmq_parking import RabbitmqWay
-from backstep_celery_unknown import park_tasks
+from backstep_celery_unknown import Way, park_tasks
+from backstep_gates import Follower
 from celery import current_app, signals
 from celery.exceptions import Ignore, Reject
 from celery.worker import state
@@ -44,16 +48,23 @@ _LOOK_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 30
 _ANSWER_SECONDS = 1.0
 _PACE_SECONDS = 0.25
+_GATES_SECONDS = 1.0
 _REST_SECONDS = 5.0
 _TRIES = 20
+
+_log = logging.getLogger(__name__)
 
 
 class _Line:
     """The connection on which the worker tells; one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, gates: Follower) -> None:
+        self._gates = gates
         self._connection: Any = None
         self._channel: Any = None
+        self.is_known = False
+        """Whether it is seen, and has told something."""
+        self._is_blind = False
         self._rests_until = 0.0
         self._lock = threading.Lock()
         self._complained = False
@@ -67,7 +78,8 @@ class _Line:
             if time.monotonic() < self._rests_until:
                 return False
             try:
-                self._open(notes)
+                self._reach()
+                self._introduce(notes)
                 self._publish(notes)
                 if ask:
                     self._channel.queue_declare(_NOTES, durable=True, auto_delete=False, arguments=_LAST_ONLY)
@@ -90,7 +102,26 @@ class _Line:
             self._drop()
             self._rests_until = float("inf")
 
-    def _open(self, notes: dict[str, Any]) -> None:
+    def look(self) -> None:
+        """See whether there are other gates."""
+        with self._lock:
+            if time.monotonic() < self._rests_until:
+                return
+            try:
+                self._reach()
+                self._gates.look(self._connection.channel)
+                self._is_blind = False
+            except Exception as error:  # noqa: BLE001  # whatever it is, the tasks go on
+                if not self._is_blind:
+                    self._is_blind = True
+                    _log.warning("Which gates there are can't be read now: %s", type(error).__name__)
+                # By itself that says nothing against the connection, without which the worker isn't seen.
+                harmless = (ChannelError, socket.timeout, ValueError, TypeError)
+                if self._gates.is_reading or not isinstance(error, harmless):
+                    self._rests_until = time.monotonic() + _REST_SECONDS
+                    self._drop()
+
+    def _reach(self) -> None:
         if self._connection is not None:
             return
         theirs = current_app.connection_for_write()
@@ -101,9 +132,13 @@ class _Line:
             transport_options={**(theirs.transport_options or {}), **limits},
         )
         self._channel = self._connection.channel()
-        self._channel.queue_declare(_NOTES, durable=True, auto_delete=False, arguments=_LAST_ONLY)
-        self._publish(notes)  # whoever is seen has told something
-        self._channel.queue_declare(_ALIVE, exclusive=True)
+
+    def _introduce(self, notes: dict[str, Any]) -> None:
+        if not self.is_known:
+            self._channel.queue_declare(_NOTES, durable=True, auto_delete=False, arguments=_LAST_ONLY)
+            self._publish(notes)  # whoever is seen has told something
+            self._channel.queue_declare(_ALIVE, exclusive=True)
+            self.is_known = True
 
     def _publish(self, notes: dict[str, Any]) -> None:
         message = self._channel.prepare_message(json.dumps(notes).encode(), content_type="application/json")
@@ -111,6 +146,8 @@ class _Line:
 
     def _drop(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
+        self.is_known = False
+        self._gates.forget()
         if connection is not None:
             try:
                 connection.close()
@@ -122,16 +159,14 @@ class _Line:
         if not self._complained:
             self._complained = True
             # Only its kind: the text could hold the broker's password.
-            logging.getLogger(__name__).warning(
-                "Backstep is not told what this worker does: %s", type(error).__name__
-            )
+            _log.warning("Backstep is not told what this worker does: %s", type(error).__name__)
 
 
 class _Reporter:
     """What the worker has to tell; lives in its main process."""
 
-    def __init__(self) -> None:
-        self._line = _Line()
+    def __init__(self, line: _Line, gates: Follower, way: Way) -> None:
+        self._line, self._gates, self._way = line, gates, way
         self._consumer: Any = None
         self._queues: list[Any] = []
         self._changed = threading.Event()
@@ -191,13 +226,16 @@ class _Reporter:
 
     def _live(self) -> None:
         told: dict[str, Any] | None = None
-        asked_at = 0.0
+        asked_at = looked_at = 0.0
         while True:
             self._changed.wait(_PACE_SECONDS)
             self._changed.clear()
+            if self._way.keeps_gates and time.monotonic() > looked_at + _GATES_SECONDS:
+                self._line.look()
+                looked_at = time.monotonic()
             notes = self._looked()
             due = time.monotonic() > asked_at + _LOOK_SECONDS
-            if notes and (due or notes != told):
+            if notes and (due or notes != told or not self._line.is_known):
                 told = notes if self._line.tell(notes, ask=due) else None
                 asked_at = time.monotonic() if due else asked_at
 
@@ -243,6 +281,7 @@ class _Reporter:
                 for name, task in list(current_app.tasks.items())
                 if not task.acks_late and not name.startswith("celery.")
             ),
+            **({"gates": self._gates.digest} if self._way.keeps_gates and self._gates.digest else {}),
         }
 
     def _held(self, request: Any, queues: list[Any]) -> dict[str, Any]:
@@ -285,7 +324,10 @@ def _queue_of(request: Any, queues: list[Any]) -> str:
 
 
 if _NAME:
-    _reporter = _Reporter()
+    _gates = Follower(lambda declared: declared.message_count, lambda got: None if got is None else got.body)
+    _line = _Line(_gates)
+    _way = RabbitmqWay(_gates, _line.look)
+    _reporter = _Reporter(_line, _gates, _way)
     signals.worker_ready.connect(_reporter.on_ready, weak=False)
     signals.task_received.connect(_reporter.on_received, weak=False)
-    park_tasks(_NAME, RabbitmqWay())
+    park_tasks(_NAME, _way)

@@ -11,16 +11,20 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from typing import Any
+import time
+from contextlib import nullcontext
+from typing import Any, Callable
 
 import amqp
 from amqp.exceptions import ChannelError, MessageNacked
 from backstep_celery_unknown import NotParked, Way, Why
+from backstep_gates import Follower
 from kombu.transport import pyamqp
 
 # As ``task_move`` does, which reads it when a task is put back.
 _KEPT = "backstep-kept"
 _ANSWER_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +88,9 @@ class _Copies:
 class RabbitmqWay(Way):
     """Of a worker whose broker is RabbitMQ."""
 
-    def __init__(self) -> None:
+    def __init__(self, gates: Follower, look: Callable[[], None]) -> None:
+        """:param look: has ``gates`` look at the book."""
+        self._gates, self._look = gates, look
         self._copies = _Copies()
 
     def park(self, consumer: Any, message: Any, known: str, why: Why) -> bool:
@@ -96,7 +102,10 @@ class RabbitmqWay(Way):
         try:
             if not known or not queue or not hasattr(message, "backstep_body"):
                 raise NotParked
-            self._copies.put(consumer.connection, f"backstep.parked.{queue}", _parked(message, queue, why))
+            with self._gates.steady(why.gate, why.line) if why.gate else nullcontext(True) as still:
+                if still:
+                    self._copies.put(consumer.connection, f"backstep.parked.{queue}", _parked(message, queue, why))
+                return still
         except (ChannelError, MessageNacked, NotParked) as error:
             # Only its kind: the text could hold the broker's password.
             _log.warning("Task %s can't be parked (%s): %s", known, why.reason, type(error).__name__)
@@ -104,13 +113,19 @@ class RabbitmqWay(Way):
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
             _log.warning("Task %s can't be parked now (%s): %s", known, why.reason, type(error).__name__)
             return False
-        return True
 
     def can_read_gates(self, consumer: Any) -> bool:
-        return False
+        """Whether RabbitMQ doesn't refuse. What the worker takes waits while it gives no answer."""
+        end, pause = time.monotonic() + _ANSWER_SECONDS, threading.Event()
+        self._look()
+        while not (self._gates.is_read or self._gates.is_refused) and time.monotonic() < end:
+            pause.wait(_LOOK_SECONDS)
+            self._look()
+        return not self._gates.is_refused
 
-    def line(self, message: Any, task: str) -> None:
-        return None
+    def line(self, message: Any, task: str) -> str | None:
+        """What the book said when it was read last."""
+        return self._gates.line(task)
 
 
 def _parked(message: Any, queue: str, why: Why) -> Any:
