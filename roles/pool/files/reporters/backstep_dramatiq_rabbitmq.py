@@ -14,9 +14,6 @@ beside that ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retryi
 
 A message is told before its actor is called, and until it has been acknowledged; an attempt that fails has failed. No
 task fails, waits longer than a second or is kept because of what is told. Without BACKSTEP_WORKER nothing is.
-
-A task whose actor the process doesn't know is parked in ``backstep.parked.<queue>`` by a further connection: one that
-publishes is one that RabbitMQ may block, and the consumer's has acknowledgements to send.
 """
 
 from __future__ import annotations
@@ -29,17 +26,15 @@ import time
 from collections import Counter
 from typing import Any
 
-import pika
 from backstep_dramatiq_app import CANARY_IDS, Watcher, declare_canary, load_app, queues_of
-from backstep_dramatiq_parking import Parking, stand_before
-from dramatiq.common import q_name
+from backstep_dramatiq_parking import stand_before
+from backstep_dramatiq_rabbitmq_parking import RabbitmqParking, connect
 
 _LAST_ONLY = {"x-max-length": 1, "x-overflow": "drop-head", "x-expires": 86_400_000}
 _CANARIES_KEPT = 1000
 _LISTED = 100
 _PACE_SECONDS = 0.25
 _LOOK_SECONDS = 10.0
-_HEARTBEAT_SECONDS = 30
 _ANSWER_SECONDS = 1.0
 _REST_SECONDS = 5.0
 
@@ -61,7 +56,7 @@ class _Line:
         :param ask: also have the broker answer, which shows that it still is there.
         """
         if self._connection is None:
-            self._connection = _connect(self._parameters)
+            self._connection = connect(self._parameters)
             self._channel = self._connection.channel()
             self._channel.queue_declare(self._notes, durable=True, arguments=_LAST_ONLY)
             self._publish(notes)  # whoever is seen has told something
@@ -91,24 +86,6 @@ class _Line:
 
     def _publish(self, notes: dict[str, Any]) -> None:
         self._channel.basic_publish("", self._notes, json.dumps(notes).encode())
-
-
-def _connect(theirs: Any) -> Any:
-    """A connection to where the app's own go."""
-    return pika.BlockingConnection([_limited(one) for one in (theirs if isinstance(theirs, list) else [theirs])])
-
-
-def _limited(theirs: Any) -> Any:
-    """The app's own parameters, for a connection that doesn't wait long."""
-    limits = {
-        "socket_timeout": _ANSWER_SECONDS,
-        "stack_timeout": _ANSWER_SECONDS,
-        "blocked_connection_timeout": _ANSWER_SECONDS,
-        "heartbeat": _HEARTBEAT_SECONDS,
-        "connection_attempts": 1,
-    }
-    kept = ("host", "port", "virtual_host", "credentials", "ssl_options")
-    return pika.ConnectionParameters(**{name: getattr(theirs, name) for name in kept}, **limits)
 
 
 class Reporter(Watcher):
@@ -261,95 +238,6 @@ def _held(message: Any, started: float | None) -> dict[str, Any]:
     return {
         "id": str(message.message_id), "task": str(message.actor_name), "queue": message.queue_name, "started": started
     }  # fmt: skip
-
-
-class _Taken:
-    """What a consumer has been given last, as it came, and the connection by which that is parked; for one thread."""
-
-    def __init__(self, parameters: Any) -> None:
-        self._parameters = parameters
-        self._connection: Any = None
-        self._channel: Any = None
-        self._used = 0.0
-        self.delivery: tuple[Any, Any, Any] = (None, None, None)
-
-    def note(self, delivery: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        """Hand it on."""
-        self.delivery = delivery
-        if delivery[0] is None:  # for a while there was nothing to take
-            self.drop()
-        return delivery
-
-    def copy_to(self, queue: str, properties: Any) -> None:
-        """Have the broker confirm that a queue of Backstep's own has it, too."""
-        # Nobody has heard from the broker on it since.
-        if time.monotonic() > self._used + _HEARTBEAT_SECONDS / 3:
-            self.drop()
-        try:
-            if self._connection is None:
-                self._connection = _connect(self._parameters)
-                self._channel = self._connection.channel()
-                self._channel.confirm_delivery()
-                self._channel.queue_declare(queue, durable=True)
-            self._channel.basic_publish("", queue, self.delivery[2], properties, mandatory=True)
-        except Exception:
-            self.drop()
-            raise
-        self._used = time.monotonic()
-
-    def drop(self) -> None:
-        """Forget the connection."""
-        connection, self._connection = self._connection, None
-        try:
-            if connection is not None and connection.is_open:
-                connection.close()
-        except Exception:  # noqa: BLE001  # it is forgotten either way
-            _log.debug("The connection was lost already.")
-
-
-class RabbitmqParking(Parking):
-    """Parks a copy, and has the original acknowledged when the broker has confirmed that."""
-
-    def __init__(self, worker: str) -> None:
-        super().__init__(worker)
-        self.keeps_gates = False  # nothing here reads the book of gates
-
-    def line(self, consumer: Any, task: str) -> bytes | str | None:
-        return None
-
-    def before_worker_boot(self, broker: Any, worker: Any) -> None:
-        """See messages as they come: what Dramatiq makes of them lacks their properties."""
-        consume = broker.consume
-
-        def consume_and_note(*arguments: Any, **options: Any) -> Any:
-            consumer = consume(*arguments, **options)
-            if hasattr(consumer, "iterator"):
-                consumer.backstep = _Taken(broker.parameters)
-                consumer.iterator = map(consumer.backstep.note, consumer.iterator)
-            return consumer
-
-        broker.consume = consume_and_note
-
-    def before_consumer_thread_shutdown(self, broker: Any, thread: Any) -> None:
-        """Leave no connection behind."""
-        taken = getattr(thread.consumer, "backstep", None)
-        if taken is not None:
-            taken.drop()
-
-    def park(self, consumer: Any, message: Any, whose: str, why: str, line: bytes | str | None = None) -> bool:
-        method, properties, body = consumer.backstep.delivery
-        queue = q_name(consumer.queue_name)
-        # What isn't JSON, nobody could put back.
-        if queue != consumer.queue_name or method.delivery_tag != message._tag or not body.lstrip().startswith(b"{"):
-            return False
-        kept = {
-            "expiration": properties.expiration, "delivery_mode": properties.delivery_mode,
-            "place": queue, "state": "waiting", "owner": whose, "reason": why,
-        }  # fmt: skip
-        properties.headers = {**(properties.headers or {}), "backstep-kept": json.dumps(kept)}
-        properties.expiration, properties.delivery_mode = None, 2
-        consumer.backstep.copy_to(f"backstep.parked.{queue}", properties)
-        return True
 
 
 def watch(broker: Any, worker: str) -> None:
