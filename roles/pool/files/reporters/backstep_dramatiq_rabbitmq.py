@@ -10,7 +10,8 @@ Each worker process keeps, by a connection of its own, the two queues that docs/
 consumers, with ``#`` and its process id behind the worker's name: ``backstep.alive.<worker>#<pid>``, which lives as
 long as that connection, and ``backstep.worker.<worker>#<pid>``, whose one message has what plain consumers tell, and
 beside that ``later``: a list of ``queue``, ``state`` (``scheduled`` or ``retrying``), ``tasks`` (how many), ``ids``
-(the first of them) and ``names`` (how many of each name), of what was taken and is due later.
+(the first of them) and ``names`` (how many of each name), of what was taken and is due later; and ``gates``: which
+state of the book of gates it keeps to, when it keeps gates.
 
 A message is told before its actor is called, and until it has been acknowledged; an attempt that fails has failed. No
 task fails, waits longer than a second or is kept because of what is told. Without BACKSTEP_WORKER nothing is.
@@ -35,6 +36,7 @@ _CANARIES_KEPT = 1000
 _LISTED = 100
 _PACE_SECONDS = 0.25
 _LOOK_SECONDS = 10.0
+_GATES_SECONDS = 1.0
 _ANSWER_SECONDS = 1.0
 _REST_SECONDS = 5.0
 
@@ -67,6 +69,10 @@ class _Line:
             self._channel.queue_declare(self._notes, durable=True, arguments=_LAST_ONLY)
         self._connection.process_data_events(0)
 
+    def look(self, parking: RabbitmqParking) -> bool:
+        """Whether it is known what the book of gates says now."""
+        return parking.look(self._connection)
+
     def listen(self) -> None:
         """Hear from the broker, and have it hear."""
         if self._connection is not None:
@@ -91,9 +97,10 @@ class _Line:
 class Reporter(Watcher):
     """Listens to the broker of one worker process, and has a thread that tells."""
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, parking: RabbitmqParking) -> None:
         super().__init__()
         self._name = worker
+        self._parking = parking
         self._worker: Any = None
         self._thread: threading.Thread | None = None
         self._state = threading.Condition()
@@ -108,8 +115,9 @@ class Reporter(Watcher):
         self._birth = time.time()
 
     def before_worker_boot(self, broker: Any, worker: Any) -> None:
-        """Have the canary known before the first message is taken."""
+        """Have the canary and the gates known before the first message is taken."""
         declare_canary(broker)
+        self._parking.look_first(broker.parameters)
         self._worker, self._birth = worker, time.time()
 
     def after_worker_boot(self, broker: Any, worker: Any) -> None:
@@ -160,7 +168,7 @@ class Reporter(Watcher):
                 self._state.wait_for(lambda: self._told >= mine or self._stopped, _ANSWER_SECONDS)
 
     def _tell(self, broker: Any, line: _Line) -> None:
-        asked_at, complained = 0.0, False
+        asked_at, look_at, complained = 0.0, 0.0, False
         last: dict[str, Any] | None = None
         while not self._stopped:
             with self._state:
@@ -174,6 +182,8 @@ class Reporter(Watcher):
                         line.tell(notes, ask=due)
                     else:
                         line.listen()
+                    if time.monotonic() >= look_at:
+                        look_at = time.monotonic() + (_GATES_SECONDS if line.look(self._parking) else _PACE_SECONDS)
                     last, asked_at, complained = notes, time.monotonic() if due else asked_at, False
                 except Exception as error:  # noqa: BLE001  # whatever it is, it is no task's affair
                     self._silent_until, last = time.monotonic() + _REST_SECONDS, None
@@ -212,6 +222,7 @@ class Reporter(Watcher):
                 "held": held,
                 "canaries": dict(self._canaries),
                 "later": self._later(queues),
+                **self._parking.told(),
             }
 
     def _later(self, queues: list[str]) -> list[dict[str, Any]]:
@@ -245,8 +256,9 @@ def watch(broker: Any, worker: str) -> None:
     if not hasattr(broker, "parameters"):
         _log.warning("Backstep can't watch %r: it isn't Dramatiq's broker for RabbitMQ.", broker)
         return
-    broker.add_middleware(Reporter(worker))
-    stand_before(broker, RabbitmqParking(worker))
+    parking = RabbitmqParking(worker)
+    broker.add_middleware(Reporter(worker, parking))
+    stand_before(broker, parking)
 
 
 broker = load_app(os.environ.get("APP", ""))
