@@ -16,6 +16,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.layout impo
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import (
     fleet,
     plans,
+    pool_state,
     record,
     rules,
     schedulers,
@@ -78,11 +79,11 @@ def all_is_well(plan: Any, noted: Any) -> dict[str, Any]:
     return {**REAL_OUTCOME(plan, noted), "ok": True, "exceptions": {}}
 
 
-def good_again(now: state.PoolState, event: state.Event) -> None:
+def good_again(now: pool_state.PoolState, event: pool_state.Event) -> None:
     """In the place of what ``rolled_back`` comes to."""
     REAL_ROLLED_BACK(now, event)
     if event["origin"]:
-        now.releases[event["origin"]].state = state.GOOD
+        now.releases[event["origin"]].state = pool_state.GOOD
 
 
 REAL_START, REAL_QUIET = Paper.start_stopped, Paper.quiet
