@@ -60,6 +60,7 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "stuck_seconds": ("what a killed worker had taken comes back", _seconds),
     "unknown_task": ("a task that the worker doesn't know becomes", _UNKNOWN.__getitem__),
     "put_back": ("a task that is replayed or recovered", _PUT_BACK.__getitem__),
+    "reroutes": ("tasks can be moved to another queue", _yes),
 }
 
 

@@ -92,6 +92,7 @@ def known_seconds(module: str, args: Mapping[str, Any], size: int = 0) -> float:
         "release_switch": lambda: (_drain(args) if args.get("mode") == REPLACE else 0.0) + _hand_over(args),
         # As long as there are tasks to move; only what a run does by itself is bounded.
         "task_move": lambda: RECOVER_SECONDS if args.get("operation") == "recover" else math.inf,
+        "queue_route": lambda: math.inf if args.get("state") == "absent" else _number(args.get("measure"), 0.0),
         "rollout_verdict": lambda: _number(_part(args, "health").get("canary_timeout"), _CANARY_SECONDS),
         "worker_drain": lambda: _drain(args),
     }

@@ -186,6 +186,8 @@ with open_engine(sys.argv[1], sys.argv[2], 5.0) as engine:
     sys.stdin.readline()
     if sys.argv[3] == "park":
         engine.park(["mail"], Selection(states=("waiting", "scheduled")), "ana", "")
+    elif sys.argv[3] == "reroute":
+        engine.reroute("mail", "other")
     else:
         engine.replay(["mail"], Selection(states=("parked",)))
 """

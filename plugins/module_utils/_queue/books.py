@@ -12,6 +12,8 @@ from typing import Optional
 
 GATES_BOOK = "gates"
 """The book of gates, a line for each task name; workers read it, too (docs/engines.md)."""
+ROUTES_BOOK = "routes"
+"""The book of routes, a line for each queue; producers read it (docs/engines.md)."""
 GATE_OWNER = "gate "
 """How the owner of what a worker has parked for a gate begins; the task's name follows."""
 ALWAYS_FRESH = "fresh"

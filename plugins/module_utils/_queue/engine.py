@@ -69,6 +69,8 @@ class Capabilities:
     put_back: str = "first"
     """Where a task goes that is replayed or recovered to waiting: ``first``, before all that wait, or ``last``.
     What the broker gives back by itself (``kill_effect`` is ``repeats``) has its old place."""
+    reroutes: bool = False
+    """Whether tasks can be moved to another queue; else their own queue's workers have to finish them."""
 
 
 @dataclass(frozen=True)
@@ -381,6 +383,17 @@ class Engine(Books):
         State ``dead`` in the selection does the latter without parking first.
 
         :param selection: states ``parked``, ``dead``.
+        """
+
+    @abstractmethod
+    def reroute(self, source: str, target: str, dry_run: bool = False) -> Moved:
+        """Move what lies in one queue to another, where it is in the state that it was in; canaries and what is parked
+        stay. Where ``Capabilities.put_back`` says so, waiting ones go first there, in their old order; else last.
+
+        Everything about a task is kept but for the place that names its queue. Killed at any moment, each task is in
+        exactly one place, and the same call finishes the rest.
+
+        :raises BadInput: the engine can't (``Capabilities.reroutes``), and something lies there.
         """
 
     @abstractmethod

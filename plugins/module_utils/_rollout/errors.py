@@ -186,3 +186,9 @@ class GateRefused(BackstepError):
     """A gate that must not be: of a retired name, or one to which not every worker would keep."""
 
     code = "gate_refused"
+
+
+class RouteRefused(BackstepError):
+    """A route that must not be: it is somebody else's, or nobody listens where it leads."""
+
+    code = "route_refused"

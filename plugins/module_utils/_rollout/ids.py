@@ -40,4 +40,13 @@ def release_id(version: str, identity: dict[str, Any]) -> str:
             left="Nothing was changed.",
         )
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
-    return f"{version.replace('+', '_')}-{hashlib.sha256(canonical).hexdigest()[:8]}"
+    return f"{_in_id(version)}-{hashlib.sha256(canonical).hexdigest()[:8]}"
+
+
+def is_of_version(release: str, version: str) -> bool:
+    """Whether a release, by its id, is one of this version."""
+    return release.rpartition("-")[0] == _in_id(version)
+
+
+def _in_id(version: str) -> str:
+    return version.replace("+", "_")

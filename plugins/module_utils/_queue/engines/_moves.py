@@ -155,6 +155,17 @@ class Moving(Engine):
     def replay(self, queues: Sequence[str], selection: Selection, dry_run: bool = False) -> Moved:
         return self._move(queues, selection, (PARKED, *self._dead()), dry_run).replay(queues)
 
+    def reroute(self, source: str, target: str, dry_run: bool = False) -> Moved:
+        (state,) = self.queue_states([source])
+        there = sum(count or 0 for count in (state.waiting, state.scheduled, state.retrying, state.dead))
+        if there:
+            raise BadInput(
+                f"{there} tasks lie in {source}, and {self.name} has no safe way to move them to {target}.",
+                left="They stay there.",
+                next_step="Let the workers that listen to it finish them before they are stopped.",
+            )
+        return Tally(None).result()
+
     def named_tasks(self, queues: Sequence[str]) -> list[NamedTasks]:
         # In the order in which tasks move on: one that does so meanwhile is rather seen twice than not at all.
         return summed([*self._lying(queues), *self._taken(queues)])
