@@ -29,6 +29,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._release_args imp
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.routes import with_tagged
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_program import build_host_program
@@ -58,6 +59,7 @@ class ActionModule(HostAction):
         except BackstepError as error:
             return {"failed": True, **error.result()}
         planned = self.ask(variables, lambda: self._call({**arguments, "state": "planned"}, variables), known=0.0)
+        planned["queues"] = arguments["queues"]
         if params["state"] == "planned" or self._task.check_mode or planned.get("failed") or planned.get("unreachable"):
             return planned
         missing = any(action["action"] == "build" for action in planned["actions"])
@@ -68,7 +70,7 @@ class ActionModule(HostAction):
             finally:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
 
-        return self.ask(variables, stage, self.known(source.size))
+        return {**self.ask(variables, stage, self.known(source.size)), "queues": arguments["queues"]}
 
     def _validated(self) -> dict[str, Any]:
         validation = ArgumentSpecValidator({**POOL_OPTIONS, **RELEASE_OPTIONS}).validate(self._task.args)
@@ -108,13 +110,16 @@ class ActionModule(HostAction):
         environment = {str(name): _plain(name, value) for name, value in params["env"].items()}
         command = params["command"] or list(defaults.command)
         broker = without_secrets(params["broker_url"])
+        queues = queue_groups(params["queues"])
+        if params["routes"]:
+            queues = with_tagged(queues, params["version"], defaults.apart)
         identity = {
             "engine": params["engine"],
             "source": source.digest,
             "config": sorted([item["dest"], item["mode"], _digest(item["content"])] for item in config),
             "environment": _digest(json.dumps(environment, sort_keys=True)),
             "broker": broker,
-            "queues": queue_groups(params["queues"]),
+            "queues": queues,
             "processes": params["processes"],
             "command": command,
             "build": [words(item) for item in params["build"]],
@@ -136,6 +141,7 @@ class ActionModule(HostAction):
         return {
             **params,
             "broker_url": for_workers(params["broker_url"]),
+            "queues": queues,
             "command": command,
             "config": config,
             "env": environment,

@@ -13,6 +13,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import unique
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_times
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
@@ -164,6 +165,7 @@ class ActionModule(ActionBase):
                 "broker_before": {name: broker.get(name) for name in ("queues", "server") if name in broker},
             },
             "record": record,
+            "queues": unique([*_flat(params["queues"]), *(queue for state in states for queue in _listened(state))]),
             "text": lines,
         }
 
@@ -249,5 +251,13 @@ def _require_fit(params: dict[str, Any], lost: list[str]) -> None:
     require_drain_time(params["engine"], params["drain_timeout"], times)
     require_put_back(params["engine"], params["drain_policy"], lost)
     if params["stranded"] != LEAVE:
-        listened = [queue for group in queue_groups(params["queues"]) for queue in group]
-        require_consumers(listened, params["broker"].get("queues") or {})
+        require_consumers(_flat(params["queues"]), params["broker"].get("queues") or {})
+
+
+def _flat(queues: list[Any]) -> list[str]:
+    return [queue for group in queue_groups(queues) for queue in group] if queues else []
+
+
+def _listened(state: dict[str, Any]) -> list[str]:
+    """The queues of the release that runs on a host, and of the one that it would go back to."""
+    return [*(state.get("queues") or []), *(state.get("back_queues") or [])]

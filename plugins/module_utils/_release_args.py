@@ -21,6 +21,7 @@ RELEASE_OPTIONS: dict[str, Any] = {
     "engine": {"type": "str", "required": True},
     "broker_url": {"type": "str", "required": True, "no_log": True},
     "queues": {"type": "list", "elements": "raw", "required": True},
+    "routes": {"type": "bool", "default": False},
     "processes": {"type": "int", "default": 1},
     "user": {"type": "str", "required": True},
     "command": {"type": "list", "elements": "str", "default": []},

@@ -52,6 +52,13 @@ options:
     type: list
     elements: raw
     required: true
+  routes:
+    description:
+      - Whether the workers also listen to the queues to which M(backstep.workers.queue_route) sends tasks for this
+        version, before each of their own.
+      - With RQ such a queue gets worker processes of its own, as many as the one that it belongs to.
+    type: bool
+    default: false
   processes:
     description: Worker processes for each item of O(queues).
     type: int
@@ -292,6 +299,12 @@ actions:
   elements: dict
   returned: success
   sample: [{"action": "build", "release": "2.4.0-3fa9c1d2"}, {"action": "seal", "release": "2.4.0-3fa9c1d2"}]
+queues:
+  description: The queues that it listens to, a list for each kind of worker process.
+  type: list
+  elements: list
+  returned: success
+  sample: [["mail"], ["newsletter"]]
 hooks:
   description: How each hook has ended, as from M(backstep.workers.release_hooks).
   type: list

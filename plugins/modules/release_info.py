@@ -73,8 +73,8 @@ pool_state:
     where there is none), C(draining) (releases that were left with tasks to end), C(reaped) (those of which every
     process has ended since), C(last_token),
     C(rollback) (C(target), C(needed), C(problem)), C(tells_tasks) (whether that target or the current release can be
-    asked which tasks it can run), C(queues) (that the current release listens to), C(problems), C(clock) (epoch
-    seconds) and C(events).
+    asked which tasks it can run), C(queues) (that the current release listens to), C(back_queues) (that the target
+    listens to), C(problems), C(clock) (epoch seconds) and C(events).
   type: dict
   returned: success
   sample: {"current": "2.4.0-3fa9c1d2", "current_state": "good", "running": {"2.4.0-3fa9c1d2": 4}}

@@ -94,7 +94,7 @@ options:
     type: raw
     default: ''
   queues:
-    description: The queues, as in C(pool_queues). Only with O(min_consuming).
+    description: The queues, as in C(pool_queues), or as M(backstep.workers.release) returns them.
     type: list
     elements: raw
     default: []
@@ -228,6 +228,12 @@ record:
   type: dict
   returned: with O(operation=plan) and O(operation=note)
   sample: {"verdict": "good", "reasons": "", "touched": ["w1"]}
+queues:
+  description: O(queues), those that the releases listen to which run now, and those of where these would go back to.
+  type: list
+  elements: str
+  returned: with O(operation=plan)
+  sample: ["mail"]
 by_rule:
   description: Names of tasks that have died, by what is to become of them. C(reschedule), C(hold) and C(fail).
   type: dict

@@ -43,8 +43,8 @@ options:
     required: true
   queues:
     description: >-
-      What the workers have to listen to. An item is a queue, or the list of queues of one kind of process, in
-      order.
+      What the workers have to listen to, where O(evidence) doesn't say what is sealed with the release. An item is a
+      queue, or the list of queues of one kind of process, in order.
     type: list
     elements: raw
     required: true
@@ -159,7 +159,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     evidence = params["evidence"]
     limits = Limits(
         release=params["release"],
-        queues=tuple(tuple(group) for group in queue_groups(params["queues"])),
+        # What the host has sealed with the release, also where that isn't what the pool's variables say by now.
+        queues=tuple(tuple(group) for group in evidence.get("queues") or queue_groups(params["queues"])),
         baseline=tally(params["baseline"]),
         failure_margin=health["failure_margin"],
         failure_min_tasks=health["failure_min_tasks"],

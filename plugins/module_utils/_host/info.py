@@ -66,7 +66,8 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "rollback": back,
         # The current one is where a deploy that fails goes back to.
         "tells_tasks": any(_tells_tasks(host, release) for release in (state.current, back["target"]) if release),
-        "queues": _queues(host, state.current),
+        "queues": _flat(_queues(host, state.current)),
+        "back_queues": _flat(_queues(host, back["target"])),
         "problems": [
             *schedulers.problems(state, host.pool.host, runs[0] if runs else None),
             *problems(host, state, verify),
@@ -123,12 +124,15 @@ def where_back(host: Host, state: PoolState, wish: str, verify: bool) -> dict[st
     return {"target": target, "needed": needed, "problem": problem, "barrier": describe(state, target)}
 
 
-def _queues(host: Host, release: Optional[str]) -> list[str]:
-    """The queues that a release listens to; none when it can't be read, which others tell."""
+def _queues(host: Host, release: Optional[str]) -> list[list[str]]:
+    """The queues of each kind of worker process of a release; none when it can't be read, which others tell."""
     try:
-        groups = host.store.spec(release).queues if release else []
+        return host.store.spec(release).queues if release else []
     except BackstepError:
         return []
+
+
+def _flat(groups: list[list[str]]) -> list[str]:
     return list(dict.fromkeys(queue for group in groups for queue in group))
 
 
@@ -254,6 +258,7 @@ def watch(host: Host, release: str, seconds: float, expected: dict[str, int], pa
     return {
         "host": host.pool.host,
         "release": release,
+        "queues": _queues(host, release),
         "bake": seconds,
         "outcome": "failed" if found else "ok",
         "problems": found,

@@ -56,6 +56,8 @@ class WorkerDefaults(NamedTuple):
     """``None`` when its workers wait for their tasks as long as these take."""
     again_seconds: Optional[float] = None
     """After which a task is given out again that a living worker has taken and not acknowledged; ``None``: never."""
+    apart: bool = False
+    """Whether a worker that listens to several queues can lose a task that one on a single queue can't."""
 
 
 class _Entry(NamedTuple):
@@ -217,6 +219,7 @@ ENGINES = {
             reporters=("backstep_gates.py", "backstep_rq_unknown.py"),
             manifest="rq.py",
             extends=("PYTHONPATH:{config}/backstep",),
+            apart=True,
         ),
     ),
     "sidekiq": _Entry(

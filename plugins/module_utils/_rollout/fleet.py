@@ -17,6 +17,7 @@ from .barriers import refusal
 from .errors import BadInput, HostUnfit, LeaseHeld, NoGoodRelease
 from .hooks import Hooks, seconds_of
 from .pool_state import GOING_BACK, GOOD, RESTORED
+from .routes import is_tagged
 from .rules import describe_owner
 from .schedulers import has_own_scheduler, require_no_move, scheduler_of
 from .waves import Consumers, hold_minimum, waves
@@ -408,7 +409,8 @@ def hold_consuming(
             },
             then=processes * sum(queue in item for item in items),
         )
-        for queue in dict.fromkeys(queue for item in items for queue in item)
+        # Nobody has to listen to the queue of a version before its workers are there.
+        for queue in dict.fromkeys(queue for item in items for queue in item if not is_tagged(queue))
     ]
     plan.waves = hold_minimum(plan.waves, least, consumers)
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
 
 from .errors import TasksStranded
+from .routes import is_tagged
 
 WOULD_RUN = ("waiting", "scheduled", "retrying")
 """The states out of which a worker takes tasks by itself, sooner or later."""
@@ -111,7 +112,12 @@ def require_consumers(listened: Collection[str], queues: Mapping[str, Mapping[st
         raise TasksStranded(
             f"Nobody would listen any more to queues that hold tasks: {shown}.",
             left="Nothing was changed.",
-            next_step="Keep them in pool_queues until they are empty; or set pool_stranded: leave.",
+            next_step=(
+                "Take the routes to their version away (backstep.workers.queue_route), which moves what lies there"
+                if all(map(is_tagged, left))
+                else "Keep them in pool_queues until they are empty"
+            )
+            + "; or set pool_stranded: leave.",
             queues=sorted(left),
         )
 

@@ -47,12 +47,21 @@ def queues_of(broker: Any, worker: Any) -> list[str]:
 
 def declare_canary(broker: Any) -> None:
     """Declare an actor that does nothing, on a queue that the app has, so that none is consumed because of it."""
+    _declare_tagged(broker)
     queues = sorted(broker.get_declared_queues())
     if queues and CANARY not in broker.actors:
         # Before whatever else its process has taken.
         dramatiq.Actor(
             lambda: None, broker=broker, actor_name=CANARY, queue_name=queues[0], priority=-(10**6), options={}
         )
+
+
+def _declare_tagged(broker: Any) -> None:
+    """Declare what no actor does: of the queues that the process is told to consume, those for its version alone."""
+    declared = broker.get_declared_queues()
+    for queue in os.environ.get("BACKSTEP_QUEUES", "").split(","):
+        if queue.rpartition(".for-")[0] in declared:
+            broker.declare_queue(queue)
 
 
 class Watcher(Middleware):
