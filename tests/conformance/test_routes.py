@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
+    DEAD,
     SCHEDULED,
     WAITING,
     Engine,
@@ -24,11 +25,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.routes import Route, route_of
 
 from tests.conformance.test_moving import kill_in_the_middle
-from tests.support.bench import TASK, Bench, Call, task_id
+from tests.support.bench import FAILING_TASK, TASK, Bench, Call, task_id
 from tests.support.brokers import Broker
 from tests.support.servers import wait_for
 
 TAGGED = "mail.for-2.0"
+LATER = task_id(1300)
 NAME = "mail/2.0-bbbb/w1/1"
 
 
@@ -73,6 +75,11 @@ def test_who_begins_tasks_is_counted(engine: Engine, bench: Bench) -> None:
     assert told == {"releases": {"2.0-bbbb": 20}, "share": 100.0}
 
 
+def now_waiting(bench: Bench, queue: str) -> list[str]:
+    """The ids of a queue's tasks in their order, but for the one that is due later."""
+    return [known for known in bench.order(queue) if known != LATER]
+
+
 def test_what_is_rerouted_is_whole_and_in_order(engine: Engine, bench: Bench, broker: Broker) -> None:
     if not engine.capabilities.reroutes:
         return
@@ -83,17 +90,17 @@ def test_what_is_rerouted_is_whole_and_in_order(engine: Engine, bench: Bench, br
         bench.enqueue(TAGGED, 1300, 0, delay=3600)
     told = engine.reroute(TAGGED, "mail", dry_run=True)
     assert told.count == 1297 + later
-    assert len(bench.order(TAGGED)) == 1297
+    assert now_waiting(bench, TAGGED) == [task_id(number) for number in range(3, 1300)]
     before = broker.contents()
     moved = engine.reroute(TAGGED, "mail")
     assert (moved.count, moved.by_queue, moved.before) == (told.count, {TAGGED: told.count}, told.before)
     assert moved.after == moved.before == {WAITING: 1297, **({SCHEDULED: 1} if later else {})}
     old, new = list(range(3)), list(range(3, 1300))
     wanted = [*new, *old] if engine.capabilities.put_back == "first" else [*old, *new]
-    assert bench.order("mail") == [task_id(number) for number in wanted]
+    assert now_waiting(bench, "mail") == [task_id(number) for number in wanted]
     assert bench.order(TAGGED) == []
     state = engine.queue_states(["mail"])[0]
-    assert (state.waiting, state.scheduled) == (1300, later)
+    assert (state.waiting, state.scheduled or 0) == (1300, later)
     assert engine.reroute(TAGGED, "mail").count == 0
     # Back again by the same way, each task is what it was, to the last byte.
     engine.park(["mail"], Selection(states=(WAITING,), ids=tuple(task_id(number) for number in old)), "ana", "")
@@ -109,9 +116,26 @@ def test_what_is_rerouted_is_executed_once_by_the_other_queues_workers(engine: E
         bench.enqueue(TAGGED, number, 0)
     delayed = [bench.enqueue(TAGGED, 5, 0, delay=3)] if bench.schedules else []
     assert engine.reroute(TAGGED, "mail").count == 5 + len(delayed)
-    bench.start("mail/1.0-aaaa/w1/1", ["mail"])
+    bench.start("mail/1.0-aaaa/w1/1", ["mail"], *(["--with-scheduler"] if bench.engine == "rq" else []))
     count = 5 + len(delayed)
     wait_for("all are done", lambda: all(bench.executions(number) == (1, 1) for number in range(count)))
+
+
+def test_what_has_failed_is_rerouted_as_what_it_is(engine: Engine, bench: Bench) -> None:
+    if not engine.capabilities.reroutes or DEAD in engine.capabilities.uncountable_states:
+        return
+    name = bench.start(NAME, [TAGGED])
+    bench.enqueue(TAGGED, 1, task=FAILING_TASK)
+
+    def failed(queue: str) -> tuple[int | None, int | None]:
+        (state,) = engine.queue_states([queue])
+        return state.retrying, state.dead
+
+    wait_for("it has failed", lambda: failed(TAGGED) != (0, 0))
+    before = failed(TAGGED)
+    bench.stop(name)
+    assert engine.reroute(TAGGED, "mail").ids == (task_id(1),)
+    assert (failed(TAGGED), failed("mail")) == ((0, 0), before)
 
 
 def test_a_killed_reroute_leaves_each_task_in_one_place(engine: Engine, bench: Bench) -> None:

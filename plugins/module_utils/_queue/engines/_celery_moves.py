@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Park and replay for Celery: a queue is one list for each priority, and what is parked remembers which."""
+"""Park, replay and reroute for Celery: a queue is one list for each priority, and what is parked remembers which."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._redis_moves import BATCH, Batch, RedisMove
 
 
 class Move(RedisMove):
-    """One park or replay of Celery tasks."""
+    """One move of Celery tasks."""
 
     replay_parked = scripts.REPLAY_PARKED
     find_limit = scripts.FIND_LIMIT
@@ -31,13 +31,22 @@ class Move(RedisMove):
         return f"{scripts.OURS}parked:{queue}:order"
 
     def _park_queue(self, queue: str) -> None:
+        self._walk_lists(scripts.PARK, queue, PARKED)
+
+    def _reroute_queue(self, queue: str) -> None:
+        self._walk_lists(scripts.REROUTE, queue, "")
+
+    def _walk_lists(self, script: str, queue: str, after: str) -> None:
+        """:param after: the state that all are in then; "" for the one that they were in."""
         # The most urgent last: what is parked last comes first when it is put back.
         for key in reversed(lists(queue)):
-            self._walk_list(queue, {}, lambda want, skip, key=key: self._park(queue, want, skip, key))  # type: ignore[misc]
 
-    def _park(self, queue: str, want: str, skip: int, key: str) -> Batch:
-        ids, states, seen, facts = self._link.run(scripts.PARK, queue, want, skip, BATCH, key)
-        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), facts, seen=seen)
+            def ask(want: str, skip: int, key: str = key) -> Batch:
+                ids, told, seen, facts = self._link.run(script, queue, want, skip, BATCH, key)
+                before = [text(state) for state in told]
+                return Batch(ids, before, [after or state for state in before], facts, seen=seen)
+
+            self._walk_list(queue, {}, ask)
 
     def _replayed(self, answer: Sequence[Any]) -> Batch:
         ids, states, seen, facts = answer

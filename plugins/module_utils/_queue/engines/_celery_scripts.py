@@ -9,6 +9,8 @@ in the hash ``<that>:messages``; ``<that>:order`` gives out order numbers, ``<th
 
 from __future__ import annotations
 
+from ._json_text import FIELDS, RENAMED
+
 OURS = "backstep:celery:"
 
 _SELECT = """
@@ -41,19 +43,10 @@ end
 # ARGV: queue, selection, skip (entries at the head to pass over), count, list
 # -> {moved ids, their states, entries seen, facts}.
 # From the head, where producers push: we may see an entry twice, and never miss one that a worker doesn't take.
-PARK = (
-    _SELECT
-    + """
+_ARGUMENTS = """
 local queue, want, skip, count, list = ARGV[1], cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local parked = 'backstep:celery:parked:' .. queue
-local function next_order()
-  local orders = parked .. ':order'
-  if redis.call('HEXISTS', orders, want.owner) == 0 then
-    -- a later call's numbers are all larger, and within a call they fall, since it walks from the last task forward
-    redis.call('HSET', orders, want.owner, redis.call('HINCRBY', orders, '', 1000000000))
-  end
-  return redis.call('HINCRBY', orders, want.owner, -1)
-end
+"""
+_WALK = """
 local entries = redis.call('LRANGE', list, skip, skip + count - 1)
 local moved, states = {}, {}
 for i, raw in ipairs(entries) do
@@ -63,11 +56,7 @@ for i, raw in ipairs(entries) do
     moved[#moved + 1], states[#states + 1] = found.id, found.state; tell(found)
     if not want.dry then
       redis.call('LSET', list, skip + i - 1, 'backstep-moved')
-      local order = next_order()
-      local member = string.format('%.0f', order) .. '\\0' .. list .. '\\0' .. found.id
-      redis.call('ZADD', parked, order, member)
-      redis.call('HSET', parked .. ':messages', member, raw)
-      redis.call('HSET', parked .. ':why', want.owner, want.reason)
+      put(found.id, raw)
     end
   end
 end
@@ -77,6 +66,43 @@ if #moved > 0 and not want.dry then
 end
 return {moved, states, #entries, facts}
 """
+PARK = (
+    _SELECT
+    + _ARGUMENTS
+    + """
+local parked = 'backstep:celery:parked:' .. queue
+local function next_order()
+  local orders = parked .. ':order'
+  if redis.call('HEXISTS', orders, want.owner) == 0 then
+    -- a later call's numbers are all larger, and within a call they fall, since it walks from the last task forward
+    redis.call('HSET', orders, want.owner, redis.call('HINCRBY', orders, '', 1000000000))
+  end
+  return redis.call('HINCRBY', orders, want.owner, -1)
+end
+local function put(id, raw)
+  local order = next_order()
+  local member = string.format('%.0f', order) .. '\\0' .. list .. '\\0' .. id
+  redis.call('ZADD', parked, order, member)
+  redis.call('HSET', parked .. ':messages', member, raw)
+  redis.call('HSET', parked .. ':why', want.owner, want.reason)
+end
+"""
+    + _WALK
+)
+
+# The same; each keeps its priority, and goes to where workers take from.
+REROUTE = (
+    _SELECT
+    + FIELDS
+    + RENAMED
+    + _ARGUMENTS
+    + """
+local function put(id, raw)
+  local named = renamed(raw, {'properties', 'delivery_info', 'routing_key'}, {[queue] = want.named})
+  redis.call('RPUSH', want.target .. sub(list, #queue + 1), named)
+end
+"""
+    + _WALK
 )
 
 _PARKED = (

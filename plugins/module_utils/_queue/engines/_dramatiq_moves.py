@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Park and replay for Dramatiq: its queue, the one beside it for what is due later, and its dead letters."""
+"""Park, replay and reroute for Dramatiq: its queue, the one beside it for what is due later, and its dead letters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._redis_moves import BATCH, Batch, RedisMove
 
 
 class Move(RedisMove):
-    """One park or replay of Dramatiq tasks."""
+    """One move of Dramatiq tasks."""
 
     replay_parked = scripts.REPLAY_PARKED
     find_limit = scripts.FIND_LIMIT
@@ -29,16 +29,24 @@ class Move(RedisMove):
         return f"{scripts.OURS}parked:{queue}:order"
 
     def _park_queue(self, queue: str) -> None:
+        self._walk_places(scripts.PARK, queue, PARKED)
+
+    def _reroute_queue(self, queue: str) -> None:
+        self._walk_places(scripts.REROUTE, queue, "")
+
+    def _walk_places(self, script: str, queue: str, after: str) -> None:
+        """:param after: the state that all are in then; "" for the one that they were in."""
         # What waits last: what is parked last comes first when it is put back.
         for place, states in (("dead", {DEAD}), ("later", {SCHEDULED, RETRYING}), ("waiting", {WAITING})):
             wanted = states & set(self._selection.states)
-            if wanted:
-                extra = {"states": dict.fromkeys(wanted, True)}
-                self._walk_list(queue, extra, lambda want, skip, place=place: self._park(queue, want, skip, place))  # type: ignore[misc]
 
-    def _park(self, queue: str, want: str, skip: int, place: str) -> Batch:
-        ids, states, seen, facts = self._link.run(scripts.PARK, queue, want, skip, BATCH, place)
-        return Batch(ids, [text(state) for state in states], [PARKED] * len(ids), facts, seen=seen)
+            def ask(want: str, skip: int, place: str = place) -> Batch:
+                ids, told, seen, facts = self._link.run(script, queue, want, skip, BATCH, place)
+                before = [text(state) for state in told]
+                return Batch(ids, before, [after or state for state in before], facts, seen=seen)
+
+            if wanted:
+                self._walk_list(queue, {"states": dict.fromkeys(wanted, True)}, ask)
 
     def _replay_queue(self, queue: str) -> None:
         super()._replay_queue(queue)

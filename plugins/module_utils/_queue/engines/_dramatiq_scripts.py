@@ -15,49 +15,14 @@ numbers, ``<that>:why`` tells by owner why. What the workers' reporters write is
 
 from __future__ import annotations
 
+from ._json_text import FIELDS, RENAMED
+
 OURS = "backstep:dramatiq:"
 
 # What other scripts read messages with.
-READ = """
-local find, sub, byte, match = string.find, string.sub, string.byte, string.match
-local function after_string(raw, at)
-  at = at + 1
-  while true do
-    local stop = find(raw, '["\\\\]', at)
-    if byte(raw, stop) == 34 then return stop + 1 end
-    at = stop + 2
-  end
-end
-local function after_value(raw, at)
-  local first = byte(raw, at)
-  if first == 34 then return after_string(raw, at) end
-  if first ~= 91 and first ~= 123 then return find(raw, '[,%]}%s]', at) end
-  local depth = 0
-  while true do
-    local stop = find(raw, '["%[%]{}]', at)
-    local found = byte(raw, stop)
-    if found == 34 then
-      at = after_string(raw, stop)
-    else
-      depth = depth + ((found == 91 or found == 123) and 1 or -1)
-      at = stop + 1
-      if depth == 0 then return at end
-    end
-  end
-end
-local function fields(raw, wanted)
-  local found, at = {}, match(raw, '^%s*{%s*()')
-  while byte(raw, at) == 34 do
-    local past = after_string(raw, at)
-    local key = sub(raw, at + 1, past - 2)
-    at = match(raw, '^%s*:%s*()', past)
-    past = after_value(raw, at)
-    if wanted[key] then found[key] = sub(raw, at, past - 1) end
-    at = match(raw, '^%s*,%s*()', past) or match(raw, '^%s*()}', past)
-  end
-  return found
-end
-local function word(value) return value and cjson.decode('[' .. value .. ']')[1] end
+READ = (
+    FIELDS
+    + """
 local ENVELOPE = {message_id = true, actor_name = true, message_timestamp = true, options = true}
 local function read_envelope(raw, place)
   local given = fields(raw, ENVELOPE)
@@ -89,6 +54,7 @@ local function base(queue, place)
   return 'dramatiq:' .. queue .. (place == 'later' and '.DQ' or place == 'dead' and '.XQ' or '')
 end
 """
+)
 
 _SELECT = (
     READ
@@ -115,7 +81,7 @@ end
 
 # ARGV: queue, selection, skip (entries at the far end to pass over), count, place -> {moved ids, their states, entries
 # seen, facts}. From the last task forward: what is taken and added meanwhile makes us see one twice, never miss one.
-PARK = (
+_TAKE = (
     _SELECT
     + """
 local skip, count, place = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
@@ -133,6 +99,24 @@ for i = #ids, 1, -1 do
   end
 end
 if #moved == 0 or want.dry then return {moved, states, #ids, facts} end
+"""
+)
+_AWAY = """
+redis.call('HDEL', key .. '.msgs', unpack(taken))
+if place == 'dead' then
+  redis.call('ZREM', key, unpack(taken))
+elseif skip == 0 and #moved == #ids then
+  redis.call('LTRIM', key, 0, -(#ids + 1))
+else
+  for _, i in ipairs(places) do redis.call('LSET', key, -(skip + #ids - i + 1), 'backstep-moved') end
+  local near_end = skip < redis.call('LLEN', key) / 2
+  redis.call('LREM', key, near_end and -#moved or #moved, 'backstep-moved')
+end
+return {moved, states, #ids, facts}
+"""
+PARK = (
+    _TAKE
+    + """
 local orders, members, messages = parked .. ':order', {}, {}
 if redis.call('HEXISTS', orders, want.owner) == 0 then
   -- a later call's numbers are all larger, and within a call they fall, since it walks from the last task forward
@@ -149,18 +133,25 @@ end
 redis.call('ZADD', parked, unpack(members))
 redis.call('HSET', parked .. ':messages', unpack(messages))
 redis.call('HSET', parked .. ':why', want.owner, want.reason)
-redis.call('HDEL', key .. '.msgs', unpack(taken))
-if place == 'dead' then
-  redis.call('ZREM', key, unpack(taken))
-elseif skip == 0 and #moved == #ids then
-  redis.call('LTRIM', key, 0, -(#ids + 1))
-else
-  for _, i in ipairs(places) do redis.call('LSET', key, -(skip + #ids - i + 1), 'backstep-moved') end
-  local near_end = skip < redis.call('LLEN', key) / 2
-  redis.call('LREM', key, near_end and -#moved or #moved, 'backstep-moved')
-end
-return {moved, states, #ids, facts}
 """
+    + _AWAY
+)
+
+# The same; each keeps its Redis id, and what is waiting goes first in the other queue.
+REROUTE = (
+    _TAKE
+    + RENAMED
+    + """
+local to, messages = base(want.target, place), {}
+local names = {[queue] = want.named, [queue .. '.DQ'] = string.sub(want.named, 1, -2) .. '.DQ"'}
+for n, id in ipairs(taken) do
+  messages[2 * n - 1], messages[2 * n] = id, renamed(raws[places[n]], {'queue_name'}, names)
+  if place == 'dead' then redis.call('ZADD', to, redis.call('ZSCORE', key, id), id) end
+end
+redis.call('HSET', to .. '.msgs', unpack(messages))
+if place ~= 'dead' then redis.call('LPUSH', to, unpack(taken)) end
+"""
+    + _AWAY
 )
 
 _PARKED = (

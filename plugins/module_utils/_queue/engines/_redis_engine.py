@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Optional
 
-from ..engine import CANARY_PREFIX, DeadTask, Selection
+from ..engine import CANARY_PREFIX, RETRYING, SCHEDULED, WAITING, DeadTask, Moved, Selection
 from ._dead import last_line
 from ._moves import Moving, TaskMove
 from ._pauseless import Pauseless
@@ -102,6 +102,12 @@ class RedisEngine(Moving):
 
     def _gated(self, task: str) -> str:
         return f"{self._ours()}gated:{task}"
+
+    def reroute(self, source: str, target: str, dry_run: bool = False) -> Moved:
+        if not self.capabilities.reroutes:
+            return super().reroute(source, target, dry_run)
+        everything = (WAITING, SCHEDULED, RETRYING, *self._dead())
+        return self.move(self._link, Selection(everything), everything, dry_run).reroute(source, target)
 
     def _move(self, queues: Sequence[str], selection: Selection, allowed: Sequence[str], dry_run: bool) -> TaskMove:
         return self.move(self._link, selection, allowed, dry_run)

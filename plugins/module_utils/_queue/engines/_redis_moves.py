@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Park and replay in Redis, batch by batch: what the engines that keep their queues there have in common.
+"""Park, replay and reroute in Redis, batch by batch: what the engines that keep their queues there have in common.
 
 An engine brings the scripts, each of which moves one batch in one atomic step. They read the same selection (JSON) and
 give answers of the same form; see ``Batch``.
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class RedisMove(ABC):
-    """One park or replay: a selection, as the scripts read it, and what has been done about it."""
+    """One move: a selection, as the scripts read it, and what has been done about it."""
 
     replay_parked: str
     """Script. ARGV: queue, selection, skip, count, highest order; walks from the last parked task forward."""
@@ -77,6 +77,17 @@ class RedisMove(ABC):
         for queue in queues:
             self._replay_queue(queue)
         return self._tally.result()
+
+    def reroute(self, queue: str, target: str) -> Moved:
+        """Move what was selected to another queue, where it comes before what waits there."""
+        # As those write it who put the name of a task's queue into its message.
+        self._want.update(target=target, named=json.dumps(target))
+        self._reroute_queue(queue)
+        return self._tally.result()
+
+    def _reroute_queue(self, queue: str) -> None:
+        """Move from every place of a queue; for an engine that can (``Capabilities.reroutes``)."""
+        raise NotImplementedError
 
     @abstractmethod
     def _park_queue(self, queue: str) -> None:

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Park and replay for RQ: its list of waiting tasks, its registries, and names that only a payload tells."""
+"""Park, replay and reroute for RQ: its list of waiting tasks, its registries, and names that only a payload tells."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from ..engine import DEAD, PARKED, RETRYING, SCHEDULED, WAITING, Selection
+from ..engine import DEAD, DEFERRED, PARKED, RETRYING, SCHEDULED, WAITING, Selection
 from . import _rq_scripts as scripts
 from ._moves import Fact
 from ._redis import RedisLink, text
@@ -19,7 +19,7 @@ _PAYLOADS_AT_ONCE = 100
 
 
 class Move(RedisMove):
-    """One park or replay of RQ tasks."""
+    """One move of RQ tasks."""
 
     replay_parked = scripts.REPLAY_PARKED
     find_limit = scripts.FIND_LIMIT
@@ -38,16 +38,24 @@ class Move(RedisMove):
     def _park_queue(self, queue: str) -> None:
         states = set(self._selection.states)
         if WAITING in states:
-            self._walk_list(queue, {}, lambda want, skip: self._park_waiting(queue, want, skip))
+            self._walk_waiting(scripts.PARK_WAITING, queue, PARKED)
         if states & {SCHEDULED, RETRYING}:
             both = {SCHEDULED, RETRYING} <= states
             self._walk_registry("scheduled", queue, {"retries": None if both else RETRYING in states})
         if DEAD in states:
             self._walk_registry("failed", queue, {})
 
-    def _park_waiting(self, queue: str, want: str, skip: int) -> Batch:
-        ids, seen, unnamed, facts = self._link.run(scripts.PARK_WAITING, queue, want, skip, BATCH)
-        return Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids), facts, unnamed, seen=seen)
+    def _reroute_queue(self, queue: str) -> None:
+        self._walk_waiting(scripts.REROUTE_WAITING, queue, WAITING)
+        for registry, state in (("scheduled", SCHEDULED), ("deferred", DEFERRED), ("failed", DEAD)):
+            self._walk_set(scripts.REROUTE_REGISTRY, queue, {}, (state, state), registry)
+
+    def _walk_waiting(self, script: str, queue: str, after: str) -> None:
+        def ask(want: str, skip: int) -> Batch:
+            ids, seen, unnamed, facts = self._link.run(script, queue, want, skip, BATCH)
+            return Batch(ids, [WAITING] * len(ids), [after] * len(ids), facts, unnamed, seen=seen)
+
+        self._walk_list(queue, {}, ask)
 
     def _replay_queue(self, queue: str) -> None:
         super()._replay_queue(queue)

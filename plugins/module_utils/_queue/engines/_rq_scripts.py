@@ -76,7 +76,7 @@ local function next_order()
   end
   return redis.call('HINCRBY', orders, want.owner, -1)
 end
-local function park(id, state, score)
+local function put(id, state, score)
   redis.call('ZADD', parked, next_order(), id)
   redis.call('HSET', parked .. ':from', id, cjson.encode({state = state, score = score, left = hold(id),
     owner = want.owner, reason = want.reason, at = redis.call('TIME')[1]}))
@@ -84,12 +84,26 @@ end
 """
 )
 
+_REROUTE = (
+    _SELECT
+    + """
+local queue, want = ARGV[1], cjson.decode(ARGV[2])
+local function put(id, state, score)
+  redis.call('HSET', job_key(id), 'origin', want.target)
+  redis.call('SADD', 'rq:queues', 'rq:queue:' .. want.target)
+  if state == 'waiting' then
+    redis.call('LPUSH', 'rq:queue:' .. want.target, id)
+  else
+    redis.call('ZADD', 'rq:' .. ARGV[5] .. ':' .. want.target, score, id)
+  end
+end
+"""
+)
+
 # ARGV: queue, selection, skip (entries at the tail to pass over), count
 # -> {moved ids, entries seen, unnamed ids, facts}.
 # From the tail: what workers pop and producers push meanwhile makes us see an entry twice, never miss one.
-PARK_WAITING = (
-    _PARK
-    + """
+_WALK_WAITING = """
 local list, skip, count = 'rq:queue:' .. queue, tonumber(ARGV[3]), tonumber(ARGV[4])
 local ids = redis.call('LRANGE', list, -(skip + count), -(skip + 1))
 local moved, unnamed = {}, {}
@@ -99,7 +113,7 @@ for i = #ids, 1, -1 do
     moved[#moved + 1] = ids[i]; tell()
     if not want.dry then
       redis.call('LSET', list, -(skip + #ids - i + 1), 'backstep-moved')
-      park(ids[i], 'waiting', '')
+      put(ids[i], 'waiting', '')
     end
   end
 end
@@ -109,13 +123,12 @@ if #moved > 0 and not want.dry then
 end
 return {moved, #ids, unnamed, facts}
 """
-)
+PARK_WAITING = _PARK + _WALK_WAITING
+REROUTE_WAITING = _REROUTE + _WALK_WAITING
 
 # ARGV: queue, selection, cursor, count, registry -> {next cursor, moved ids, unnamed ids, facts}.
 # A scan returns each member that is there from its start to its end, whatever is added or removed meanwhile.
-PARK_REGISTRY = (
-    _PARK
-    + """
+_WALK_REGISTRY = """
 local registry = 'rq:' .. ARGV[5] .. ':' .. queue
 local page = redis.call('ZSCAN', registry, ARGV[3], 'COUNT', ARGV[4])
 local moved, unnamed = {}, {}
@@ -124,13 +137,14 @@ for i = 1, #page[2], 2 do
   if #moved < want.limit and is_wanted(id, want, unnamed) then
     moved[#moved + 1] = id; tell()
     if not want.dry and redis.call('ZREM', registry, id) == 1 then
-      park(id, ARGV[5] == 'failed' and 'dead' or 'scheduled', score)
+      put(id, ARGV[5] == 'failed' and 'dead' or 'scheduled', score)
     end
   end
 end
 return {page[1], moved, unnamed, facts}
 """
-)
+PARK_REGISTRY = _PARK + _WALK_REGISTRY
+REROUTE_REGISTRY = _REROUTE + _WALK_REGISTRY
 
 # ARGV: queue, selection, cursor, count -> {next cursor, moved ids, unnamed ids, facts}.
 REPLAY_DEAD = (

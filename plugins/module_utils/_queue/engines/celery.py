@@ -57,6 +57,7 @@ class CeleryEngine(PauselessEngine):
         kill_effect="loses",
         stuck_seconds=3600,
         unknown_task="parked",
+        reroutes=True,
     )
 
     def known_queues(self) -> list[str]:

@@ -69,6 +69,7 @@ class DramatiqEngine(PauselessEngine):
         kill_effect="sticks",
         stuck_seconds=SILENT_SECONDS,
         unknown_task="parked",
+        reroutes=True,
     )
 
     def known_queues(self) -> list[str]:

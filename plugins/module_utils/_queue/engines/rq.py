@@ -62,6 +62,7 @@ class RqEngine(RedisEngine):
         kill_effect="sticks",
         stuck_seconds=None,
         unknown_task="parked",
+        reroutes=True,
     )
 
     def known_queues(self) -> list[str]:
