@@ -127,6 +127,12 @@ gates:
   type: dict
   returned: success
   sample: {"mail.tasks.send_invoice": {"open": 10.0, "by": "ana", "reason": "new in 2.4.0", "retired": false}}
+routes:
+  description: >-
+    The routes in this broker, by their queues, also those that are over, as from M(backstep.workers.queue_route).
+  type: dict
+  returned: success
+  sample: {}
 effects:
   description: >-
     What rollouts have done to the queues and nobody has ended yet, of all pools, the newest first. C(unit) (C(pool),
@@ -164,6 +170,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import noted
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import gates
+from ansible_collections.backstep.workers.plugins.module_utils._queue.routing import routes
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -182,6 +189,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             "paused": as_result(engine.pause_state()),
             "capabilities": as_result(engine.capabilities),
             "gates": {task: as_result(gate) for task, gate in sorted(gates(engine).items())},
+            "routes": {queue: as_result(route) for queue, route in sorted(routes(engine).items())},
             "effects": [as_result(effect) for effect in noted(engine)],
             **({"tasks": [as_result(some) for some in engine.named_tasks(queues)]} if params["names"] else {}),
             **({"lost_when_killed": engine.lost_when_killed()} if params["forecast"] else {}),

@@ -21,6 +21,7 @@ author:
 extends_documentation_fragment:
   - backstep.workers.pool
   - backstep.workers.broker
+  - backstep.workers.effects
 attributes:
   diff_mode:
     support: full
@@ -141,7 +142,9 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     open_broker,
     queue_names,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._effect_args import EFFECT_OPTIONS, unit_in
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
+from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import note_routes
 from ansible_collections.backstep.workers.plugins.module_utils._queue.routing import end_routes, measure, set_routes
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.routes import Route, route_of
 
@@ -152,13 +155,17 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     queues, version, owner = queue_names(params["queues"]), params["version"], params["owner"]
     with open_broker(params) as engine:
         now = engine.check(write=not dry_run)["time"]
+        unit = unit_in(params, dry_run)
         if params["state"] == "absent":
+            note_routes(engine, unit, dict.fromkeys(queues), now, version)
             done = end_routes(
                 engine, queues, now, sleep, version=version, owner=owner, move=params["move"], dry_run=dry_run
             )
         else:
             terms = (version, params["share"], params["tasks"], owner, now, params["expires_in"])
-            done = set_routes(engine, [route_of(queue, *terms) for queue in queues], now, dry_run)
+            wish = [route_of(queue, *terms) for queue in queues]
+            note_routes(engine, unit, {route.queue: route for route in wish}, now)
+            done = set_routes(engine, wish, now, dry_run)
         told = measure(engine, queues, version, sleep, params["measure"]) if version and params["measure"] > 0 else None
     before, after = _told(done.before), _told(done.after)
     return {
@@ -180,6 +187,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **BROKER_OPTIONS,
+            **EFFECT_OPTIONS,
             "queues": {"type": "list", "elements": "raw", "required": True},
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
             "version": {"type": "str"},

@@ -179,7 +179,8 @@ options:
     default: {}
   effects:
     description: What the rollout has done to the queues, for O(operation=end). C(closed), the answer of
-      M(backstep.workers.task_gate), and C(ended), that of M(backstep.workers.queue_effects).
+      M(backstep.workers.task_gate), C(unrouted), those of M(backstep.workers.queue_route), and C(ended), that of
+      M(backstep.workers.queue_effects).
     type: dict
     default: {}
   dead_rules:

@@ -17,7 +17,8 @@ _KINDS = {"park": "tasks parked ({})", "gate": "gate of {} set", "pause": "pause
 def effect_lines(effects: Mapping[str, Any]) -> list[str]:
     """What was done to the queues, and what of it was undone, or could not be ended.
 
-    :param effects: ``closed``, the answer of the module ``task_gate``, and ``ended``, that of ``queue_effects``.
+    :param effects: ``closed``, the answer of the module ``task_gate``, ``unrouted``, those of ``queue_route``, and
+        ``ended``, that of ``queue_effects``.
     """
     lines = []
     closed, ended = effects.get("closed"), effects.get("ended")
@@ -28,12 +29,25 @@ def effect_lines(effects: Mapping[str, Any]) -> list[str]:
             lines.append(f"  ! gates that a rollback closes could not be closed: {why}")
         elif names:
             lines.append(f"  gates were closed first: {', '.join(names)}; next: open them with task_gate")
+    for unrouted in effects.get("unrouted") or ():
+        lines += _unrouted_lines(unrouted)
     if ended and not ended.get("skipped"):
         why = failure_of(ended, "ended")
         if why:
             lines.append(f"  ! what rollouts have done to the queues could not be ended, and stays noted: {why}")
         lines += [_ended_line(one) for one in ended.get("ended") or () if one["fate"] != KEPT]
     return lines
+
+
+def _unrouted_lines(unrouted: Mapping[str, Any]) -> list[str]:
+    why = "" if unrouted.get("skipped") else failure_of(unrouted, "moved")
+    if why:
+        return [f"  ! what is for the workers alone that were left could not be moved: {why}"]
+    actions = unrouted.get("actions") or ()
+    gone = [f"{action['queue']} to {action['to']}" for action in actions if action["action"] == "end_route"]
+    moved = sum(action["count"] for action in actions if action["action"] == "move")
+    said = [f"  routes were taken away first: {', '.join(gone)}"] if gone else []
+    return said + ([f"  {moved} task(s) were moved back from queues for the release that was left"] if moved else [])
 
 
 def _ended_line(one: Mapping[str, Any]) -> str:
@@ -50,6 +64,12 @@ def gate_lines(broker: Mapping[str, Any]) -> list[str]:
         why = f" ({gate['reason']})" if gate["reason"] else ""
         state = "is retired" if gate["retired"] else f"lets {gate['open']:g} % pass"
         lines.append(f"  gate: {task} {state}, set by {gate['by']} at {utc(gate['at'])}{why}")
+    now = (broker.get("server") or {}).get("time") or 0.0
+    for queue, route in (broker.get("routes") or {}).items():
+        if route["until"] > now:
+            what = f"{route['share']:g} % of {', '.join(route['tasks']) or 'all'}"
+            until = f"until {utc(route['until'])}"
+            lines.append(f"  route: {what} in {queue} to version {route['version']}, by {route['by']}, {until}")
     for effect in broker.get("effects") or ():
         unit = effect["unit"]
         what = _KINDS[effect["kind"]].format(effect["what"])

@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import noted
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, SCHEDULED, Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import gates
+from ansible_collections.backstep.workers.plugins.module_utils._queue.routing import routes
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine, worker_defaults
 
 from tests.demo.evidence import versions
@@ -51,18 +52,20 @@ def deploy(stand: Stand, folder: Path, version: str, tasks: list[str], **more: A
         "pool_command": [stand.python, "-m", "rq.cli", *worker_defaults("rq").command[1:]],
         "pool_health": {"bake": 1, "canary_timeout": 30},
         "pool_manifest": {"tasks": tasks},
+        "pool_routes": True,
     }
     return deploy_alone(stand, folder, version, **{**variables, **more})
 
 
 def set_gate(stand: Stand, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return by_hand(stand, folder, "task_gate", **options)
+
+
+def by_hand(stand: Stand, folder: Path, module: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """As a person would, with a playbook of their own."""
-    task = {
-        "backstep.workers.task_gate": {
-            "engine": "rq", "broker_url": stand.broker_url, "queues": [QUEUE], "owner": "ana", **options
-        }
-    }  # fmt: skip
-    book = folder / "gate.json"
+    where = {"engine": "rq", "broker_url": stand.broker_url, "queues": [QUEUE], "owner": "ana"}
+    task = {f"backstep.workers.{module}": {**where, **options}}
+    book = folder / "by_hand.json"
     book.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": [task]}]), "utf-8")
     return subprocess.run(
         ["ansible-playbook", str(book)], env=stand.environment(), cwd=folder, capture_output=True, text=True,
@@ -106,15 +109,21 @@ def test_a_rollback_that_dies_after_its_parking_is_undone_by_the_next_run(
     assert (gates(engine)[NEW].open, gates(engine)[NEW].by, noted(engine)) == (40.0, "ana", [])
 
 
-def test_a_rollback_closes_the_gates_first_and_keeps_what_it_has_done(
+def test_a_rollback_closes_gates_and_ends_routes_first_and_keeps_what_it_has_done(
     stand: Stand, engine: Engine, tmp_path: Path
 ) -> None:
     """Goes on where the test before has ended."""
+    routed = by_hand(stand, tmp_path, "queue_route", version="2", share=30)
+    assert routed.returncode == 0, routed.stdout
+    ids = [stand.bench.enqueue(f"{QUEUE}.for-2", number, 0, delay=3600) for number in range(10, 13)]
     back = play(stand, tmp_path, "rollback", "rollback", **ALONE)
     assert back.status == 0
     assert f"gates were closed first: {NEW}" in back.output
     assert back.output.index("Close the gates that a rollback closes") < back.output.index("Park those")
-    assert (gates(engine)[NEW].open, noted(engine)) == (0.0, [])
+    assert f"routes were taken away first: {QUEUE} to {QUEUE}.for-2" in back.output
+    assert "3 task(s) were moved back" in back.output
+    assert set(engine.task_ids(QUEUE, SCHEDULED, 10).ids) == set(ids)
+    assert (gates(engine)[NEW].open, routes(engine), noted(engine)) == (0.0, {}, [])
     assert len(engine.task_ids(QUEUE, PARKED, 10).ids) == 5
     assert set(versions(stand)) == {"1"}
 

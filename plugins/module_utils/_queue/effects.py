@@ -12,9 +12,12 @@ from typing import Any, Callable, Optional
 from .._rollout import effects as pure
 from .._rollout.effects import Effect, Unit
 from .._rollout.gates import Gate, parse
-from .books import GATES_BOOK
+from .._rollout.routes import Route
+from .._rollout.routes import parse as parse_routes
+from .books import GATES_BOOK, ROUTES_BOOK
 from .engine import PARKED, Engine, Selection, Wait
 from .gating import set_gates
+from .routing import end_routes, routes
 
 EFFECTS_BOOK = "effects"
 
@@ -52,6 +55,22 @@ def note_gates(engine: Engine, unit: Optional[Unit], wish: Mapping[str, Optional
         before, after = book.get(task), gate.line if gate else None
         if before != after:
             note(engine, unit, pure.GATE, task, {"task": task, "before": before, "after": after})
+
+
+def note_routes(
+    engine: Engine, unit: Optional[Unit], wish: Mapping[str, Optional[Route]], now: float, version: Optional[str] = None
+) -> None:
+    """Write down which routes there are that are about to be made or taken away.
+
+    :param version: of those that are taken away, only routes to this one.
+    """
+    there = routes(engine) if unit else {}
+    for queue, route in wish.items():
+        before = there.get(queue)
+        lives = before is not None and before.until > now and version in (None, before.version)
+        old, new = before.line if before and lives else None, route.line if route else None
+        if old != new:
+            note(engine, unit, pure.ROUTE, queue, {"queue": queue, "before": old, "after": new})
 
 
 def noted(engine: Engine) -> list[Effect]:
@@ -107,5 +126,21 @@ def _end_pause(engine: Engine, _queues: Sequence[str], inverse: Mapping[str, Any
     return "resumed" if engine.resume(inverse["owner"], dry_run).changed else "the pause had ended"
 
 
+def _reset_route(engine: Engine, _queues: Sequence[str], inverse: Mapping[str, Any], _wait: Wait, dry_run: bool) -> str:
+    queue, before, after = inverse["queue"], inverse["before"], inverse["after"]
+    now = engine.check(write=False)["time"]
+    there = routes(engine).get(queue)
+    if (there.line if there and there.until > now else None) != after:
+        return f"the route of {queue} was set by somebody else since, and stays"
+    if before is None:
+        made = parse_routes({queue: after})[queue]
+        done = end_routes(engine, [queue], now, time.sleep, version=made.version, dry_run=dry_run)
+        return f"the route of {queue} is gone, {done.moved.count} task(s) are back in it"
+    old = parse_routes({queue: before})[queue]
+    if old.until > now and not dry_run:
+        engine.write_book(ROUTES_BOOK, {queue: before})
+    return f"the route of {queue} to version {old.version} is as it was"
+
+
 _Undo = Callable[[Engine, Sequence[str], Mapping[str, Any], Wait, bool], str]
-_UNDO: dict[str, _Undo] = {pure.PARK: _unpark, pure.GATE: _reset_gate, pure.PAUSE: _end_pause}
+_UNDO: dict[str, _Undo] = {pure.PARK: _unpark, pure.GATE: _reset_gate, pure.PAUSE: _end_pause, pure.ROUTE: _reset_route}
