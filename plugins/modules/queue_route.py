@@ -64,7 +64,7 @@ options:
   move:
     description:
       - With O(state=absent), move what lies in the queue of that version to the plain one. Waiting tasks go in front of
-        what waits there, in their old order.
+        what waits there, or behind it on RabbitMQ, in their old order.
       - What its workers have taken, ahead too, is not moved. They may put it back when they stop, so ask for this once
         more when they have, with O(version).
       - An engine that can't move them (RV(backstep.workers.queue_info#module:capabilities)) refuses while there are

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engines.dramatiq_rabbitmq import (
+    DramatiqRabbitmqEngine,
+)
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import (
     BadInput,
     BrokerRefused,
@@ -98,3 +101,18 @@ def test_no_share_is_told_where_it_would_be_a_guess() -> None:
 def test_a_release_is_of_its_version(version: str) -> None:
     assert is_of_version(release_id(version, {}), version)
     assert not is_of_version(release_id(version + ".1", {}), version)
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ('{"queue_name":"a.for-1","args":[],"n":1e400}', '{"queue_name":"a","args":[],"n":1e400}'),
+        ('{"b": {"queue_name": "a.for-1"}, "queue_name" : "a.for-1.DQ"}', None),
+        ('{"queue_name":"other"}', '{"queue_name":"other"}'),
+        ('{"args":[]}', '{"args":[]}'),
+        ("no JSON", "no JSON"),
+    ],
+)
+def test_only_the_name_of_its_queue_changes_in_a_message(body: str, wanted: str | None) -> None:
+    wanted = wanted or '{"b": {"queue_name": "a.for-1"}, "queue_name" : "a.DQ"}'
+    assert DramatiqRabbitmqEngine.messages.renamed((None, None, body.encode()), "a.for-1", "a") == wanted.encode()

@@ -279,6 +279,10 @@ class AmqpEngine(Pauseless, Moving):
     def _mover(self, selection: contract.Selection, allowed: Sequence[str], dry_run: bool) -> moves.Move:
         return moves.Move(self._link, self.messages, selection, allowed, dry_run)
 
+    def reroute(self, source: str, target: str, dry_run: bool = False) -> contract.Moved:
+        everything = (contract.WAITING, contract.SCHEDULED, contract.RETRYING, *self._dead())
+        return self._mover(contract.Selection(everything), everything, dry_run).reroute(source, target)
+
     def recover(
         self,
         queues: Sequence[str],

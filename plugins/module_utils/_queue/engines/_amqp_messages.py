@@ -62,6 +62,10 @@ class Messages(ABC):
         """The state of a task that lies in one of these places."""
         return WAITING
 
+    def renamed(self, message: Message, source: str, target: str) -> bytes:
+        """The body of a task that is moved from one queue to another, where it names its queue."""
+        return message[2]
+
     def is_inert(self, place: str, queue: str) -> bool:
         """Whether no worker takes anything out of this place of a queue."""
         return place in (parked_queue(queue), self.dead_place(queue))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Park and replay in RabbitMQ, which can't move a task in one step: it is copied first, and then removed.
+"""Park, replay and reroute in RabbitMQ, which can't move a task in one step: it is copied first, and then removed.
 
 Both are transactions, so that a mover that dies has done one, both or none; and the first one ends only
 when the copies are as safe as the broker makes them, so that nothing is ever in no place. The first also writes into
@@ -57,6 +57,8 @@ class _Copy(NamedTuple):
     before: str
     """The state it is in, and then the one it will be in."""
     after: str
+    body: Optional[bytes] = None
+    """``None`` for the one that it has."""
 
 
 def walk(channel: Any, queue: str, count: int) -> Iterator[Message]:
@@ -122,7 +124,7 @@ def finish(link: AmqpLink, messages: Messages, queue: str) -> list[str]:
 
 
 class Move:
-    """One park or replay."""
+    """One move."""
 
     def __init__(
         self, link: AmqpLink, messages: Messages, selection: Selection, allowed: Sequence[str], dry_run: bool
@@ -167,6 +169,21 @@ class Move:
                 if DEAD in self._selection.states and dead_place:
                     self._transfer(queue, dead_place, self._to(queue, DEAD, WAITING))
         return self._tally.result()
+
+    def reroute(self, queue: str, target: str) -> Moved:
+        """Move what lies in each place of a queue behind what lies in that place of another one."""
+        places = zip(self._messages.places(queue), self._messages.places(target))
+        with moving(self._link, queue):
+            for place, other in places:
+                self._transfer(queue, place, self._rerouting((queue, place), (target, other)))
+        return self._tally.result()
+
+    def _rerouting(self, source: tuple[str, str], target: tuple[str, str]) -> Callable[[Message], _Copy]:
+        def copy(message: Message) -> _Copy:
+            state = self._messages.state(source[1], message)
+            return _Copy(target[1], message[1], state, state, self._messages.renamed(message, source[0], target[0]))
+
+        return copy
 
     def bury(self, queue: str, dead_place: str) -> Moved:
         """Move what waits to the dead ones."""
@@ -214,7 +231,8 @@ class Move:
         ids = [self._messages.id(message) for message, _copy in batch]
         if not self._dry:
             for message, copy in batch:
-                channel.basic_publish("", copy.target, message[2], copy.properties, mandatory=True)
+                body = message[2] if copy.body is None else copy.body
+                channel.basic_publish("", copy.target, body, copy.properties, mandatory=True)
             _note(channel, queue, source, sorted({copy.target for _message, copy in batch}), ids)
             channel.tx_commit()
             channel.connection.process_data_events(0)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Park and replay for Sidekiq: one list for each queue, and three sorted sets that all queues share."""
+"""Park, replay and reroute for Sidekiq: one list for each queue, and three sorted sets that all queues share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETS = {SCHEDULED: "schedule", RETRYING: "retry", DEAD: "dead"}
 
 
 class Move(RedisMove):
-    """One park or replay of Sidekiq tasks."""
+    """One move of Sidekiq tasks."""
 
     replay_parked = scripts.REPLAY_PARKED
     find_limit = scripts.FIND_LIMIT
@@ -30,14 +30,22 @@ class Move(RedisMove):
 
     def _park_queue(self, queue: str) -> None:
         if WAITING in self._selection.states:
-            self._walk_list(queue, {}, lambda want, skip: self._park_waiting(queue, want, skip))
+            self._walk_waiting(scripts.PARK_WAITING, queue, PARKED)
         for state in (SCHEDULED, RETRYING, DEAD):
             if state in self._selection.states:
                 self._walk_set(scripts.PARK_SET, queue, (state, PARKED), SETS[state], state)
 
-    def _park_waiting(self, queue: str, want: str, skip: int) -> Batch:
-        ids, seen, facts = self._link.run(scripts.PARK_WAITING, queue, want, skip, BATCH)
-        return Batch(ids, [WAITING] * len(ids), [PARKED] * len(ids), facts, seen=seen)
+    def _reroute_queue(self, queue: str) -> None:
+        self._walk_waiting(scripts.REROUTE_WAITING, queue, WAITING)
+        for state, place in SETS.items():
+            self._walk_set(scripts.REROUTE_SET, queue, (state, state), place, state)
+
+    def _walk_waiting(self, script: str, queue: str, after: str) -> None:
+        def ask(want: str, skip: int) -> Batch:
+            ids, seen, facts = self._link.run(script, queue, want, skip, BATCH)
+            return Batch(ids, [WAITING] * len(ids), [after] * len(ids), facts, seen=seen)
+
+        self._walk_list(queue, {}, ask)
 
     def _replay_queue(self, queue: str) -> None:
         super()._replay_queue(queue)

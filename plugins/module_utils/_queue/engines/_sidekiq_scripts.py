@@ -101,7 +101,7 @@ local function origin(member) return string.match(member, '^%-?%d+%z(.-)%z(.-)%z
 _PARK = (
     _SELECT
     + r"""
-local function park(raw, id, place, score)
+local function put(raw, id, place, score)
   local orders = parked .. ':order'
   if redis.call('HEXISTS', orders, want.owner) == 0 then
     -- a later call's numbers are all larger, and within a call they fall, since it walks from the last task forward
@@ -116,11 +116,27 @@ end
 """
 )
 
+_REROUTE = (
+    _SELECT
+    + r"""
+local function put(raw, id, place, score)
+  local named = fields(raw).queue
+  if named and value_of(raw, named) == queue then
+    raw = string.sub(raw, 1, named[1] - 1) .. want.named .. string.sub(raw, named[2] + 1)
+  end
+  if place == 'waiting' then
+    redis.call('SADD', 'queues', want.target)
+    redis.call('RPUSH', 'queue:' .. want.target, raw)
+  else
+    redis.call('ZADD', ARGV[5], score, raw)
+  end
+end
+"""
+)
+
 # ARGV: queue, selection, skip (entries at the head to pass over), count -> {moved ids, entries seen, facts}.
 # From the head, where producers push: we may see an entry twice, and never miss one that a worker doesn't take.
-PARK_WAITING = (
-    _PARK
-    + r"""
+_WALK_WAITING = r"""
 local list, skip = 'queue:' .. queue, tonumber(ARGV[3])
 local entries = redis.call('LRANGE', list, skip, skip + ARGV[4] - 1)
 local moved = {}
@@ -130,7 +146,7 @@ for i, raw in ipairs(entries) do
   if is_wanted(found, want) then
     moved[#moved + 1] = found.id; tell(found)
     if not want.dry then
-      park(raw, found.id, 'waiting', '')
+      put(raw, found.id, 'waiting', '')
       redis.call('LSET', list, skip + i - 1, 'backstep-moved')
     end
   end
@@ -141,13 +157,12 @@ if #moved > 0 and not want.dry then
 end
 return {moved, #entries, facts}
 """
-)
+PARK_WAITING = _PARK + _WALK_WAITING
+REROUTE_WAITING = _REROUTE + _WALK_WAITING
 
 # ARGV: queue, selection, cursor, count, sorted set, state -> {next cursor, moved ids, facts}.
 # A scan returns each member that is there from its start to its end, whatever is added or removed meanwhile.
-PARK_SET = (
-    _PARK
-    + r"""
+_WALK_SET = r"""
 local page = redis.call('ZSCAN', ARGV[5], ARGV[3], 'COUNT', ARGV[4])
 local moved = {}
 for i = 1, #page[2], 2 do
@@ -156,14 +171,15 @@ for i = 1, #page[2], 2 do
   if found and found.queue == queue and is_wanted(found, want) then
     moved[#moved + 1] = found.id; tell(found)
     if not want.dry and redis.call('ZSCORE', ARGV[5], raw) then
-      park(raw, found.id, ARGV[6], page[2][i + 1])
+      put(raw, found.id, ARGV[6], page[2][i + 1])
       redis.call('ZREM', ARGV[5], raw)
     end
   end
 end
 return {page[1], moved, facts}
 """
-)
+PARK_SET = _PARK + _WALK_SET
+REROUTE_SET = _REROUTE + _WALK_SET
 
 # ARGV: queue, selection, cursor, count -> {next cursor, moved ids, facts}. Each goes to the end of its queue.
 REPLAY_DEAD = (

@@ -78,4 +78,5 @@ class CeleryRabbitmqEngine(AmqpEngine):
         stuck_seconds=0.0,
         unknown_task="parked",
         put_back="last",
+        reroutes=True,
     )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -55,6 +56,13 @@ class _Dramatiq(Messages):
             f"{queue}{_DEAD}": (contract.DEAD,),
         }
 
+    def renamed(self, message: Message, source: str, target: str) -> bytes:
+        names = {source: target, f"{source}{_LATER}": f"{target}{_LATER}"}
+        try:
+            return _renamed(message[2].decode(), names).encode()
+        except ValueError:
+            return message[2]  # by its place it is known, and it is taken from there
+
     def error(self, message: Message) -> str:
         return last_line(str((_read(message).get("options") or {}).get("traceback") or ""))
 
@@ -64,6 +72,28 @@ class _Dramatiq(Messages):
         if not place.endswith(_LATER):
             return contract.WAITING
         return contract.RETRYING if (_read(message).get("options") or {}).get("retries") else contract.SCHEDULED
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """A JSON object with another ``queue_name``, and nothing else written anew.
+
+    :raises ValueError: it is none, or has no such field.
+    """
+    decoder, at = json.JSONDecoder(), _past("{", text, 0)
+    while True:
+        key, at = decoder.raw_decode(text, at)
+        begins = _past(":", text, at)
+        value, at = decoder.raw_decode(text, begins)
+        if key == "queue_name" and isinstance(value, str):
+            return f"{text[:begins]}{json.dumps(names.get(value, value))}{text[at:]}"
+        at = _past(",", text, at)
+
+
+def _past(sign: str, text: str, at: int) -> int:
+    found = re.compile(rf"\s*{re.escape(sign)}\s*").match(text, at)
+    if found is None:
+        raise ValueError(f"no {sign}")
+    return found.end()
 
 
 def _read(message: Message) -> dict[str, Any]:
@@ -91,4 +121,5 @@ class DramatiqRabbitmqEngine(AmqpEngine):
         stuck_seconds=0.0,
         unknown_task="parked",
         put_back="last",
+        reroutes=True,
     )

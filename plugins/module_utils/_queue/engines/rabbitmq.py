@@ -52,4 +52,5 @@ class RabbitmqEngine(AmqpEngine):
         stuck_seconds=0.0,
         unknown_task="lost",
         put_back="last",
+        reroutes=True,
     )

@@ -56,6 +56,7 @@ class SidekiqEngine(PauselessEngine):
         kill_effect="sticks",
         stuck_seconds=None,
         unknown_task="parked",
+        reroutes=True,
     )
 
     def known_queues(self) -> list[str]:
