@@ -5,19 +5,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
+from ansible_collections.backstep.workers.plugins.module_utils._queue.books import ROUTES_BOOK
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import (
     Ended,
     end,
     note_gates,
     note_park,
+    note_routes,
     noted,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, WAITING, Engine, Selection
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import gates, set_gates
+from ansible_collections.backstep.workers.plugins.module_utils._queue.routing import end_routes, routes
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import KEPT, OPEN, UNDONE, Unit
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.routes import route_of
 
 from tests.support.bench import TASK, UNKNOWN_TASK, Bench
 
@@ -81,3 +86,26 @@ def test_what_was_noted_and_never_done_is_undone_without_harm(engine: Engine, be
     assert ended(engine, NOT_BACK) == [("gate", UNDONE), ("park", UNDONE)]
     assert bench.order("mail") == ids
     assert gates(engine)["x"].open == 5.0
+
+
+def test_a_route_that_was_taken_away_or_made_is_undone(engine: Engine) -> None:
+    now = engine.check(write=False)["time"]
+    route = route_of("mail", "2", 30.0, (), "ana", now, 600)
+    engine.write_book(ROUTES_BOOK, {"mail": route.line})
+    note_routes(engine, BACK, {"mail": None}, now, "2")
+    end_routes(engine, ["mail"], now, lambda _seconds: None, version="2")
+    assert routes(engine) == {}
+    assert ended(engine, NOT_BACK) == [("route", UNDONE)]
+    assert routes(engine) == {"mail": route}
+    deploy, wider = Unit("mail", 13, leaves=("1-a",), leads_to=("2-b",)), replace(route, share=60.0)
+    note_routes(engine, deploy, {"mail": wider}, now)
+    engine.write_book(ROUTES_BOOK, {"mail": wider.line})
+    assert ended(engine, WENT_BACK) == [("route", UNDONE)]
+    assert routes(engine) == {"mail": route}
+    # Where there was none, there is none, unless somebody else has made another since.
+    for made_since, left in ((wider, {}), (route, {"mail": route})):
+        engine.write_book(ROUTES_BOOK, {"mail": None})
+        note_routes(engine, deploy, {"mail": wider}, now)
+        engine.write_book(ROUTES_BOOK, {"mail": made_since.line})
+        assert ended(engine, WENT_BACK) == [("route", UNDONE)]
+        assert routes(engine) == left
