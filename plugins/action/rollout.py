@@ -214,6 +214,7 @@ class ActionModule(ActionBase):
         lines = text.end_lines(params["pool"], params["plan"], params["record"], outcome, self._task.check_mode)
         parking = text.parking_lines(params["parking"])
         lines += effect_lines(params["effects"])
+        lines += text.deserted_lines(params["parking"], params["broker"]) if outcome["ended"] == "rolled_back" else []
         lines += [*parking, *dead_lines(params["dead"]), *text.care_lines(outcome, params["broker"], parking)]
         if params["report_dir"] and not self._task.check_mode:
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]

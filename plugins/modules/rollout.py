@@ -169,7 +169,7 @@ options:
   parking:
     description: What was done about tasks that the release doesn't know to which the pool goes. C(named), the
       answer of M(backstep.workers.queue_info), C(told), what hosts say of them, and C(parked), the answers of
-      M(backstep.workers.task_move).
+      M(backstep.workers.task_move), and C(listened), the queues that it listens to.
     type: dict
     default: {}
   dead:

@@ -15,6 +15,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules im
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.schedulers import pool_problems
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
     WOULD_RUN,
+    deserted,
     sentence,
     staying,
 )
@@ -164,6 +165,19 @@ def parking_lines(parking: Mapping[str, Any]) -> list[str]:
     }
     parked_ones = _parked_lines(answers[0]["release"], names, parked or [None]) if names else []
     return parked_ones + staying_lines(parking)
+
+
+def deserted_lines(parking: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:
+    """After a way back, the queues that hold tasks and to which the old release doesn't listen.
+
+    :param parking: ``listened``; see the module ``rollout``.
+    """
+    listened = parking.get("listened")
+    left = deserted(listened, broker.get("queues") or {}) if listened else {}
+    return [
+        f"  ! nobody listens to {queue} any more ({counts}); next: deploy a release that does, or park them"
+        for queue, counts in sorted(left.items())
+    ]
 
 
 def staying_lines(parking: Mapping[str, Any]) -> list[str]:

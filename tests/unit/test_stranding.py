@@ -17,7 +17,12 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.strandin
     require_consumers,
     require_known,
 )
-from ansible_collections.backstep.workers.plugins.plugin_utils.text import parking_lines, schedule_lines, staying_lines
+from ansible_collections.backstep.workers.plugins.plugin_utils.text import (
+    deserted_lines,
+    parking_lines,
+    schedule_lines,
+    staying_lines,
+)
 
 NOW = 1_000_000.0
 
@@ -133,6 +138,14 @@ def test_what_stays_where_it_is_is_said_and_not_called_parked() -> None:
         "  ! 1.0 doesn't know, of what is executing or dead: b (1 executing in mail)"
     ]
     assert staying_lines({"named": named, "told": [told(None, "no"), told([])]}) == []
+
+
+def test_queues_that_the_old_release_does_not_listen_to_are_named_after_a_way_back() -> None:
+    broker = {"queues": {"mail": {"waiting": 1}, "new": {"waiting": 2, "scheduled": None, "retrying": 1, "dead": 5}}}
+    (line,) = deserted_lines({"listened": ["mail"]}, broker)
+    assert line.startswith("  ! nobody listens to new any more (2 waiting, 1 retrying); next: ")
+    assert deserted_lines({"listened": ["mail", "new"]}, broker) == []
+    assert deserted_lines({"listened": []}, broker) == []
 
 
 def test_what_becomes_of_the_schedule_is_said() -> None:

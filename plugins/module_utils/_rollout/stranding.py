@@ -94,19 +94,27 @@ def staying(release: str, tasks: Sequence[Mapping[str, Any]], unknown: Collectio
     return f"{release} doesn't know, of what is executing or dead: {shown}{more}"
 
 
-def require_consumers(listened: Collection[str], queues: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to leave a queue without consumers in which tasks are to be executed.
+def deserted(listened: Collection[str], queues: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The queues in which tasks are to be executed and to which nobody would listen, each with how many in which state.
 
     :param listened: the queues that the next release listens to.
     :param queues: what each queue holds, by state; None for what can't be told.
-    :raises TasksStranded: with the queues and their counts.
     """
     held = {name: [(counts.get(state), state) for state in WOULD_RUN] for name, counts in queues.items()}
-    left = {
+    return {
         name: ", ".join(f"{count} {state}" for count, state in counts if count)
         for name, counts in held.items()
         if name not in listened and any(count for count, _state in counts)
     }
+
+
+def require_consumers(listened: Collection[str], queues: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to leave a queue without consumers in which tasks are to be executed.
+
+    :param listened: and ``queues``: as for ``deserted``.
+    :raises TasksStranded: with the queues and their counts.
+    """
+    left = deserted(listened, queues)
     if left:
         shown = "; ".join(f"{name} ({counts})" for name, counts in sorted(left.items()))
         raise TasksStranded(
