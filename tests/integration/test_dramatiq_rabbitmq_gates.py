@@ -13,7 +13,7 @@ from typing import Any
 
 import pika
 import pytest
-from ansible_collections.backstep.workers.plugins.module_utils._queue.books import GATES_BOOK
+from ansible_collections.backstep.workers.plugins.module_utils._queue.books import GATES_BOOK, digest
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
@@ -111,10 +111,11 @@ def test_what_is_held_while_rabbitmq_takes_no_message_is_parked_once(
     assert (workers.order("mail"), workers.executions(1)) == ([], (0, 0))
 
 
+@pytest.mark.parametrize("refused", ["parked", "(parked|worker)"])
 def test_a_gate_that_opens_before_a_task_is_parked_lets_it_pass(
-    engine: Engine, workers: Workers, narrow: Workers, node: RabbitBroker, tmp_path: Path
+    engine: Engine, workers: Workers, narrow: Workers, node: RabbitBroker, tmp_path: Path, refused: str
 ) -> None:
-    refuse(node, "parked")
+    refuse(node, refused)  # a worker that can't tell what it does follows the book as well
     close(engine)
     narrow.start(NAME, QUEUES)
     for number in (1, 2):
@@ -148,19 +149,25 @@ def test_what_is_taken_before_the_book_could_be_read_waits(engine: Engine, worke
     assert workers.executions(1) == (0, 0)
 
 
+@pytest.mark.parametrize("refused", ["lock", "book"])
 def test_a_user_that_may_not_read_the_book_keeps_no_gates(
-    engine: Engine, workers: Workers, narrow: Workers, node: RabbitBroker, tmp_path: Path
+    engine: Engine, workers: Workers, narrow: Workers, node: RabbitBroker, tmp_path: Path, refused: str
 ) -> None:
-    refuse(node, "lock")
+    refuse(node, refused)
+    close(engine)
     narrow.start(NAME, QUEUES)
     workers.enqueue("mail", 1, 0)
     wait_for("it is done", lambda: workers.executions(1) == (1, 1))
     assert [worker.gates for worker in engine.workers()] == [None]
-    narrow.stop_all()
-    # Where some may be held, none is executed.
+    (log,) = tmp_path.glob("mail_*.log")
+    assert ("keeps no gates" in log.read_text("utf-8"), "s3cret" in log.read_text("utf-8")) == (True, False)
+    assert TASK in engine.read_book(GATES_BOOK)  # nobody has left it locked
+
+
+def test_no_error_is_logged_while_nobody_has_set_a_gate(engine: Engine, workers: Workers, home: Path) -> None:
+    workers.start(NAME, QUEUES)
+    wait_for("it keeps gates", lambda: engine.workers()[0].gates == digest({}))
     close(engine)
-    workers.enqueue("mail", 2, 0)
-    narrow.start("mail/1.0-a/w1/2", QUEUES)
-    log = tmp_path / "mail_1.0-a_w1_2.log"
-    wait_for("it waits", lambda: f"A task of {TASK} waits" in log.read_text("utf-8"))
-    assert ("gates can't be kept" in log.read_text("utf-8"), workers.executions(2)) == (True, (0, 0))
+    wait_for("it has looked again", lambda: engine.workers()[0].gates == digest(engine.read_book(GATES_BOOK)))
+    (log,) = (home / "log").glob("backstep@localhost.log")
+    assert "no queue 'backstep.book.gates'" not in log.read_text("utf-8")

@@ -44,10 +44,10 @@ _log = logging.getLogger(__name__)
 
 
 class _Line:
-    """The connection on which a process tells; for one thread."""
+    """The connection on which a process tells, and looks at the gates; for one thread."""
 
-    def __init__(self, parameters: Any, name: str) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: Any, name: str, parking: RabbitmqParking) -> None:
+        self._parameters, self._parking = parameters, parking
         self._notes, self._alive = f"backstep.worker.{name}", f"backstep.alive.{name}"
         self._connection: Any = None
         self._channel: Any = None
@@ -57,9 +57,8 @@ class _Line:
 
         :param ask: also have the broker answer, which shows that it still is there.
         """
-        if self._connection is None:
-            self._connection = connect(self._parameters)
-            self._channel = self._connection.channel()
+        if self._channel is None:
+            self._channel = self._reached().channel()
             self._channel.queue_declare(self._notes, durable=True, arguments=_LAST_ONLY)
             self._publish(notes)  # whoever is seen has told something
             self._channel.queue_declare(self._alive, exclusive=True)
@@ -69,26 +68,31 @@ class _Line:
             self._channel.queue_declare(self._notes, durable=True, arguments=_LAST_ONLY)
         self._connection.process_data_events(0)
 
-    def look(self, parking: RabbitmqParking) -> bool:
-        """Whether it is known what the book of gates says now."""
-        return parking.look(self._connection)
+    def look(self) -> None:
+        """See whether there are other gates."""
+        self._parking.look(self._reached())
 
     def listen(self) -> None:
         """Hear from the broker, and have it hear."""
-        if self._connection is not None:
-            self._connection.process_data_events(0)
+        self._reached().process_data_events(0)
 
     def end(self) -> None:
         """Leave nothing behind."""
-        if self._connection is not None:
+        if self._channel is not None:
             self._channel.queue_delete(self._notes)
         self.drop()
 
     def drop(self) -> None:
         """Forget the connection."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._channel = self._connection, None, None
+        self._parking.gates.forget()
         if connection is not None and connection.is_open:
             connection.close()
+
+    def _reached(self) -> Any:
+        if self._connection is None:
+            self._connection = connect(self._parameters)
+        return self._connection
 
     def _publish(self, notes: dict[str, Any]) -> None:
         self._channel.basic_publish("", self._notes, json.dumps(notes).encode())
@@ -122,7 +126,7 @@ class Reporter(Watcher):
 
     def after_worker_boot(self, broker: Any, worker: Any) -> None:
         """Be known, and go on telling."""
-        line = _Line(broker.parameters, f"{self._name}#{os.getpid()}")
+        line = _Line(broker.parameters, f"{self._name}#{os.getpid()}", self._parking)
         self._thread = threading.Thread(target=self._tell, args=(broker, line), name="backstep", daemon=True)
         self._thread.start()
         self._changed(wait=True)
@@ -177,13 +181,15 @@ class Reporter(Watcher):
             if time.monotonic() > self._silent_until:
                 due = time.monotonic() > asked_at + _LOOK_SECONDS
                 try:
+                    # First of all: who can't tell, as while RabbitMQ blocks who publishes, can look all the same.
+                    if time.monotonic() >= look_at:
+                        line.look()
+                        look_at = time.monotonic() + _GATES_SECONDS
                     notes = self._notes(broker)
                     if due or notes != last:
                         line.tell(notes, ask=due)
                     else:
                         line.listen()
-                    if time.monotonic() >= look_at:
-                        look_at = time.monotonic() + (_GATES_SECONDS if line.look(self._parking) else _PACE_SECONDS)
                     last, asked_at, complained = notes, time.monotonic() if due else asked_at, False
                 except Exception as error:  # noqa: BLE001  # whatever it is, it is no task's affair
                     self._silent_until, last = time.monotonic() + _REST_SECONDS, None

@@ -7,9 +7,7 @@ acknowledgements to send. A copy is a transaction, in which RabbitMQ is asked fo
 blocks who publishes it gives none, and all that is dropped with the connection never becomes a copy. Tried with 3.10
 and publisher confirms instead: each of five attempts during an alarm became one when that was over.
 
-The book of gates can't be asked for one task's line, so it is read as a whole, when the number of its messages has
-changed. What a worker takes before its first reading waits. A user that may not read it keeps no gates, and its worker
-tells that; where there is a book already at that time, its tasks wait, since some of them may be held.
+The book of gates is followed as ``backstep_gates.Follower`` has it. What a worker takes before its first reading waits.
 Python 3.9, dramatiq and pika.
 """
 
@@ -17,15 +15,14 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
+from contextlib import nullcontext
 from copy import copy
-from functools import partial
 from typing import Any
 
 import pika
 from backstep_dramatiq_parking import Parking
-from backstep_gates import BOOK, LOCK, Book
+from backstep_gates import Follower
 from dramatiq.common import q_name
 from dramatiq.errors import ConnectionClosed
 
@@ -34,8 +31,6 @@ _ANSWER_SECONDS = 1.0
 _REST_SECONDS = 1.0
 _FIRST_LOOK_SECONDS = 5.0
 _FIRST_LOOK_PACE = 0.05
-_REFUSED, _MISSING, _LOCKED = 403, 404, 405
-_NOTHING = (None, None, None)
 
 _log = logging.getLogger(__name__)
 
@@ -114,12 +109,8 @@ class RabbitmqParking(Parking):
 
     def __init__(self, worker: str) -> None:
         super().__init__(worker)
-        self._book: Book | None = None
-        self._changing = threading.Lock()
-        """Of the book: that nothing is parked for a gate of which this worker has told that it is open."""
-        self._seen: tuple[Any, int | None] = (None, None)
-        """By which connection it was read last, and how many messages it had."""
-        self._was_empty = self._complained = False
+        self.gates = Follower(lambda declared: declared.method.message_count, lambda got: got[2])
+        self._is_blind = False
 
     def before_worker_boot(self, broker: Any, worker: Any) -> None:
         """See messages as they come: what Dramatiq makes of them lacks their properties."""
@@ -153,11 +144,10 @@ class RabbitmqParking(Parking):
         parked = copy(properties)  # as it may have to be tried again
         parked.headers = {**(properties.headers or {}), "backstep-kept": json.dumps(kept)}
         parked.expiration, parked.delivery_mode = None, 2
-        with self._changing:
-            if line is not None and self.line(consumer, str(message.actor_name)) != line:
-                return False
-            consumer.backstep.copy_to(f"backstep.parked.{queue}", parked)
-        return True
+        with nullcontext(True) if line is None else self.gates.steady(str(message.actor_name), line) as still:
+            if still:
+                consumer.backstep.copy_to(f"backstep.parked.{queue}", parked)
+            return still
 
     def rest(self, consumer: Any) -> None:
         """Let some time pass, in which what others have executed is acknowledged."""
@@ -169,15 +159,11 @@ class RabbitmqParking(Parking):
             raise ConnectionClosed("The message is this process's no more.")
 
     def line(self, consumer: Any, task: str) -> str | None:
-        if not self.keeps_gates:
-            return None
-        if self._book is None:
-            raise LookupError("The book of gates wasn't read yet.")
-        return self._book.line(task)
+        return self.gates.line(task)
 
     def told(self) -> dict[str, str]:
         """What is to be noted of the gates that are kept."""
-        return {"gates": self._book.digest} if self.keeps_gates and self._book is not None else {}
+        return {"gates": self.gates.digest} if self.keeps_gates and self.gates.digest else {}
 
     def look_first(self, parameters: Any) -> None:
         """Read the book before the first task is taken, where that can be had."""
@@ -186,76 +172,32 @@ class RabbitmqParking(Parking):
         until = time.monotonic() + _FIRST_LOOK_SECONDS
         try:
             with connect(parameters) as connection:
-                while not self.look(connection) and time.monotonic() < until:
+                self.look(connection)
+                while self.keeps_gates and not self.gates.is_read and time.monotonic() < until:
                     connection.sleep(_FIRST_LOOK_PACE)
-        except pika.exceptions.AMQPError as error:
+                    self.look(connection)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the worker is to start
             # Only its kind: the text could hold the broker's password.
             _log.warning("The gates aren't known yet, so no task is begun: %s", type(error).__name__)
+        self.gates.forget()
 
-    def look(self, connection: Any) -> bool:
-        """Read the book if it has changed; whether there is nothing to be gained by looking again at once."""
+    def look(self, connection: Any) -> None:
+        """See whether there are other gates.
+
+        :raises Exception: the connection is of no use any more.
+        """
         if not self.keeps_gates:
-            return True
-        count = _messages_in_book(connection)
-        if self._seen == (connection, count):
-            return True
+            return
         try:
-            # Without a book it is seen whether there may be a lock, and whether what is there may be read.
-            changes = _read(connection, LOCK if count is None else BOOK)
-        except pika.exceptions.ChannelClosedByBroker as error:
-            if error.reply_code == _REFUSED:
-                self._stand_refused(is_there=count is not None)
-            return error.reply_code == _REFUSED
-        if changes is None:
-            return False
-        # Right after somebody else's reading was cut short, it may not have been put back yet.
-        is_sure = bool(changes) or count is None or self._was_empty
-        self._was_empty = not changes
-        if is_sure:
-            self._take_over(changes)
-            self._seen = (connection, None if count is None else len(changes))
-        return is_sure
-
-    def _take_over(self, changes: list[bytes]) -> None:
-        book = self._book or Book()
-        try:
-            with self._changing:
-                book.read(changes)
-        except Exception as error:  # noqa: BLE001  # whatever stands there, the last that was understood holds
-            _log.warning("The book of gates can't be understood: %s", type(error).__name__)
-        else:
-            self._book = book
-
-    def _stand_refused(self, is_there: bool) -> None:
-        if not self._complained:
-            self._complained = True
-            _log.warning("Backstep's gates can't be kept: the app's user in RabbitMQ may not read %s.", BOOK)
-        if not is_there and self._book is None:
+            self.gates.look(connection.channel)
+            self._is_blind = False
+        except (pika.exceptions.ChannelClosedByBroker, ValueError, TypeError) as error:
+            if not self._is_blind:
+                self._is_blind = True
+                _log.warning("Which gates there are can't be read now: %s", type(error).__name__)
+            # By itself that says nothing against the connection, without which the worker isn't seen.
+            if self.gates.is_reading:
+                raise
+        if self.gates.is_refused:
             self.keeps_gates = False
-
-
-def _messages_in_book(connection: Any) -> int | None:
-    """How many lie there now; ``None`` when there is no book."""
-    with connection.channel() as channel:
-        try:
-            return int(channel.queue_declare(BOOK, passive=True).method.message_count)
-        except pika.exceptions.ChannelClosedByBroker as error:
-            if error.reply_code != _MISSING:
-                raise
-            return None
-
-
-def _read(connection: Any, queue: str) -> list[bytes] | None:
-    """All that lies in a queue, and is put back; ``None`` while somebody else reads."""
-    with connection.channel() as lock:
-        try:
-            lock.queue_declare(LOCK, exclusive=True)
-        except pika.exceptions.ChannelClosedByBroker as error:
-            if error.reply_code != _LOCKED:
-                raise
-            return None
-        try:
-            with connection.channel() as channel:
-                return [body for _method, _properties, body in iter(partial(channel.basic_get, queue), _NOTHING)]
-        finally:
-            lock.queue_delete(LOCK)
+            _log.error("This worker keeps no gates: it may not read which there are.")
