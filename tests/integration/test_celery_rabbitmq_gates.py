@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -73,6 +74,20 @@ def follower(request: pytest.FixtureRequest, node: RabbitBroker, monkeypatch: py
             yield following(lambda told: told.method.message_count, lambda got: got[2]), connection.channel
 
 
+@contextmanager
+def narrow(workers: Workers, rights: dict[str, str], folder: Path) -> Iterator[Workers]:
+    """Starts workers whose user has no more rights than these."""
+    node = RabbitBroker(workers.url)
+    node.api("PUT", "users/narrow", {"password": "s3cret", "tags": ""})
+    node.api("PUT", "permissions/%2F/narrow", {"configure": ".*", "write": ".*", "read": ".*", **rights})
+    bench = Workers(node.url.replace("guest:guest@", "narrow:s3cret@"), folder, ledger_url=workers.ledger_url)
+    try:
+        yield bench
+    finally:
+        bench.stop_all()
+        node.api("DELETE", "users/narrow")
+
+
 def log(folder: Path) -> str:
     """What the worker has written."""
     return (folder / f"{NAME.replace('/', '_')}.log").read_text("utf-8")
@@ -99,25 +114,30 @@ def test_what_is_taken_before_the_book_could_be_read_waits(
 
 @pytest.mark.parametrize("right", ["configure", "read"])
 def test_a_worker_that_may_not_read_the_book_says_so(
-    engine: Engine, workers: Workers, node: RabbitBroker, tmp_path: Path, right: str
+    engine: Engine, workers: Workers, tmp_path: Path, right: str
 ) -> None:
-    rights = {"configure": ".*", "write": ".*", "read": ".*", right: r"^(?!backstep\.(lock\.)?book).*"}
-    node.api("PUT", "users/narrow", {"password": "s3cret", "tags": ""})
-    node.api("PUT", "permissions/%2F/narrow", rights)
-    url = node.url.replace("guest:guest@", "narrow:s3cret@")
-    narrow = Workers(url, tmp_path, ledger_url=workers.ledger_url)
-    try:
-        narrow.start(NAME, QUEUES)
+    with narrow(workers, {right: r"^(?!backstep\.(lock\.)?book).*"}, tmp_path) as started:
+        started.start(NAME, QUEUES)
         (seen,) = engine.workers()
         assert (seen.gates, seen.failed) == (None, 0)
         workers.enqueue("mail", 1, 0)
         wait_for("it is done", lambda: workers.executions(1) == (1, 1))
-    finally:
-        narrow.stop_all()
-        node.api("DELETE", "users/narrow")
     assert "keeps no gates" in log(tmp_path)
     assert "s3cret" not in log(tmp_path)
     assert engine.read_book(GATES_BOOK) == {}  # nobody has left it locked
+
+
+def test_a_worker_that_cannot_tell_follows_the_book_all_the_same(
+    engine: Engine, workers: Workers, tmp_path: Path
+) -> None:
+    engine.write_book(GATES_BOOK, CLOSED)
+    with narrow(workers, {"configure": r"^(?!backstep\.(worker|parked)).*"}, tmp_path) as started:
+        started.start(NAME, QUEUES)
+        time.sleep(1.6)  # a task that comes when it tries to tell would have it look then
+        workers.enqueue("mail", 1, 0)
+        wait_for("it waits", lambda: f"Task {task_id(1)} waits" in log(tmp_path))
+        engine.write_book(GATES_BOOK, {TASK: None})
+        wait_for("it is done", lambda: workers.executions(1) == (1, 1))
 
 
 def test_the_book_is_followed_through_all_its_changes(

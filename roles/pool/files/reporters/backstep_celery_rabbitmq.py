@@ -102,11 +102,11 @@ class _Line:
             self._drop()
             self._rests_until = float("inf")
 
-    def look(self) -> None:
-        """See whether there are other gates."""
+    def look(self) -> bool:
+        """See whether there are other gates; whether that was tried."""
         with self._lock:
             if time.monotonic() < self._rests_until:
-                return
+                return False
             try:
                 self._reach()
                 self._gates.look(self._connection.channel)
@@ -120,6 +120,7 @@ class _Line:
                 if self._gates.is_reading or not isinstance(error, harmless):
                     self._rests_until = time.monotonic() + _REST_SECONDS
                     self._drop()
+            return True
 
     def _reach(self) -> None:
         if self._connection is not None:
@@ -230,8 +231,8 @@ class _Reporter:
         while True:
             self._changed.wait(_PACE_SECONDS)
             self._changed.clear()
-            if self._way.keeps_gates and time.monotonic() > looked_at + _GATES_SECONDS:
-                self._line.look()
+            # First of all: who can't tell, as while RabbitMQ blocks who publishes, can look all the same.
+            if self._way.keeps_gates and time.monotonic() > looked_at + _GATES_SECONDS and self._line.look():
                 looked_at = time.monotonic()
             notes = self._looked()
             due = time.monotonic() > asked_at + _LOOK_SECONDS

@@ -88,7 +88,7 @@ class _Copies:
 class RabbitmqWay(Way):
     """Of a worker whose broker is RabbitMQ."""
 
-    def __init__(self, gates: Follower, look: Callable[[], None]) -> None:
+    def __init__(self, gates: Follower, look: Callable[[], Any]) -> None:
         """:param look: has ``gates`` look at the book."""
         self._gates, self._look = gates, look
         self._copies = _Copies()
