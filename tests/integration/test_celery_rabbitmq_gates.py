@@ -24,7 +24,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates im
 from tests.support.bench import FAILING_TASK, REPORTERS, TASK, task_id
 from tests.support.brokers import RabbitBroker
 from tests.support.celery_rabbitmq_bench import Workers
-from tests.support.servers import rabbitmq_server, wait_for
+from tests.support.rabbitmq_bench import lying_in
+from tests.support.servers import RabbitPorts, rabbit_ports, rabbitmq_server, set_rabbitmq_disk_limit, wait_for
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
@@ -32,9 +33,21 @@ CLOSED = {TASK: Gate(TASK, 0.0, "ana", time.time()).line}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitBroker]:
+def ports() -> RabbitPorts:
+    """Where the node listens."""
+    return rabbit_ports()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The node's folder."""
+    return tmp_path_factory.mktemp("rabbitmq")
+
+
+@pytest.fixture(scope="module")
+def server(home: Path, ports: RabbitPorts) -> Iterator[RabbitBroker]:
     """One node for all."""
-    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as url:
+    with rabbitmq_server(home, ports=ports) as url:
         yield RabbitBroker(url)
 
 
@@ -112,6 +125,21 @@ def test_what_is_taken_before_the_book_could_be_read_waits(
     assert engine.workers()[0].gates == digest(CLOSED)
 
 
+def test_what_is_held_while_rabbitmq_takes_no_message_is_parked_once(
+    engine: Engine, workers: Workers, node: RabbitBroker, home: Path, ports: RabbitPorts, tmp_path: Path
+) -> None:
+    engine.write_book(GATES_BOOK, CLOSED)
+    workers.enqueue("mail", 1, 0)
+    set_rabbitmq_disk_limit(home, ports, "900000GB")
+    workers.start(NAME, QUEUES, wait=False)
+    wait_for("it was tried twice", lambda: log(tmp_path).count("be parked now") > 1, 60)
+    set_rabbitmq_disk_limit(home, ports, "1MB")
+    wait_for("it is parked", lambda: engine.task_ids("mail", PARKED, 10).ids)
+    workers.stop_all()
+    assert len(lying_in(node.amqp_url, "backstep.parked.mail")) == 1
+    assert (workers.order("mail"), workers.executions(1)) == ([], (0, 0))
+
+
 @pytest.mark.parametrize("right", ["configure", "read"])
 def test_a_worker_that_may_not_read_the_book_says_so(
     engine: Engine, workers: Workers, tmp_path: Path, right: str
@@ -133,7 +161,6 @@ def test_a_worker_that_cannot_tell_follows_the_book_all_the_same(
     engine.write_book(GATES_BOOK, CLOSED)
     with narrow(workers, {"configure": r"^(?!backstep\.(worker|parked)).*"}, tmp_path) as started:
         started.start(NAME, QUEUES)
-        time.sleep(1.6)  # a task that comes when it tries to tell would have it look then
         workers.enqueue("mail", 1, 0)
         wait_for("it waits", lambda: f"Task {task_id(1)} waits" in log(tmp_path))
         engine.write_book(GATES_BOOK, {TASK: None})

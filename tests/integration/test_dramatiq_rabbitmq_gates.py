@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +20,10 @@ from tests.support.bench import TASK, task_id
 from tests.support.brokers import RabbitBroker
 from tests.support.dramatiq_rabbitmq_bench import Workers
 from tests.support.rabbitmq_bench import lying_in
-from tests.support.servers import RabbitPorts, rabbit_ports, rabbitmq_server, wait_for
+from tests.support.servers import RabbitPorts, rabbit_ports, rabbitmq_server, set_rabbitmq_disk_limit, wait_for
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
-# Debian's wrapper would become another user.
-RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +88,12 @@ def wait_until_one_waits(tmp_path: Path) -> None:
 def test_what_is_held_while_rabbitmq_takes_no_message_is_parked_once(
     engine: Engine, workers: Workers, node: RabbitBroker, home: Path, ports: RabbitPorts, tmp_path: Path
 ) -> None:
-    def set_limit(free: str) -> None:
-        environment = {
-            "PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "ERL_EPMD_PORT": str(ports.names),
-            "RABBITMQ_NODENAME": "backstep@localhost", "RABBITMQ_CONF_ENV_FILE": os.devnull,
-        }  # fmt: skip
-        subprocess.run([RABBITMQCTL, "-q", "set_disk_free_limit", free], env=environment, check=True)
-
     close(engine)
     workers.enqueue("mail", 1, 0)
-    set_limit("900000GB")
+    set_rabbitmq_disk_limit(home, ports, "900000GB")
     workers.start(NAME, QUEUES)
     wait_until_one_waits(tmp_path)
-    set_limit("1MB")
+    set_rabbitmq_disk_limit(home, ports, "1MB")
     wait_for("it is parked", lambda: engine.task_ids("mail", PARKED, 10).ids)
     workers.stop_all()
     assert len(lying_in(node.amqp_url, "backstep.parked.mail")) == 1

@@ -97,6 +97,10 @@ def answers(client: redis.Redis) -> bool:
         return False
 
 
+# Debian's wrapper would become another user.
+_RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+
+
 class RabbitPorts(NamedTuple):
     """Where a node listens, always on 127.0.0.1."""
 
@@ -110,6 +114,18 @@ class RabbitPorts(NamedTuple):
 def rabbit_ports() -> RabbitPorts:
     """Ports on which nobody listens now."""
     return RabbitPorts(*(free_port() for _name in RabbitPorts._fields))
+
+
+def set_rabbitmq_disk_limit(folder: Path, ports: RabbitPorts, free: str) -> None:
+    """Set below how much free disk a node takes no messages any more, for example ``1MB``.
+
+    :param folder: and ``ports``: of the node.
+    """
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8", "ERL_EPMD_PORT": str(ports.names),
+        "RABBITMQ_NODENAME": "backstep@localhost", "RABBITMQ_CONF_ENV_FILE": os.devnull,
+    }  # fmt: skip
+    subprocess.run([_RABBITMQCTL, "-q", "set_disk_free_limit", free], env=environment, check=True)
 
 
 @contextmanager

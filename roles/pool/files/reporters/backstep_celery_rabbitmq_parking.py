@@ -1,8 +1,12 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a Celery worker on RabbitMQ parks a task that it has taken: a copy of it is confirmed by the broker first.
+"""How a Celery worker on RabbitMQ parks a task that it has taken: the broker has committed a copy of it first.
 
-RabbitMQ can't move a task in one step. A worker that dies after the copy is confirmed and before the task is
+A copy is a transaction, in which RabbitMQ is asked for an answer before the commit: while it takes no messages (a full
+disk, no memory) it gives none, and what is dropped with the connection never becomes a copy. A publisher confirm that
+isn't awaited to its end would leave one for each try.
+
+RabbitMQ can't move a task in one step. A worker that dies after the copy is committed and before the task is
 acknowledged leaves it in two places, and it then runs twice when it is put back.
 """
 
@@ -16,7 +20,7 @@ from contextlib import nullcontext
 from typing import Any, Callable
 
 import amqp
-from amqp.exceptions import ChannelError, MessageNacked
+from amqp.exceptions import ChannelError
 from backstep_celery_unknown import NotParked, Way, Why
 from backstep_gates import Follower
 from kombu.transport import pyamqp
@@ -38,7 +42,7 @@ class _Whole(pyamqp.Message):  # type: ignore[misc]  # kombu tells no types
 
 
 class _Copies:
-    """The connection on which copies are made: the worker's own can't wait for a confirm without taking more tasks."""
+    """The connection on which copies are made: the worker's own can't wait for an answer without taking more tasks."""
 
     def __init__(self) -> None:
         self._connection: Any = None
@@ -51,9 +55,9 @@ class _Copies:
         with self._lock:
             try:
                 self._reach(theirs, target)
-                self._channel.basic_publish_confirm(
-                    copy, exchange="", routing_key=target, mandatory=True, confirm_timeout=_ANSWER_SECONDS
-                )
+                self._channel.basic_publish(copy, exchange="", routing_key=target, mandatory=True)
+                self._declare(target)
+                self._channel.tx_commit()
             except BaseException:
                 self._drop()
                 raise
@@ -64,14 +68,16 @@ class _Copies:
                 return self._declare(target)
             except Exception:  # noqa: BLE001  # nobody has listened to it for a while; a new one will tell
                 self._drop()
-        limits = {"read_timeout": _ANSWER_SECONDS, "write_timeout": _ANSWER_SECONDS}
+        # A channel that confirms can have no transactions.
+        own = {"read_timeout": _ANSWER_SECONDS, "write_timeout": _ANSWER_SECONDS, "confirm_publish": False}
         self._connection = theirs.clone(
             connect_timeout=_ANSWER_SECONDS,
             heartbeat=0,
-            transport_options={**(theirs.transport_options or {}), **limits},
+            transport_options={**(theirs.transport_options or {}), **own},
         )
         self._channel = self._connection.channel()
-        return self._declare(target)
+        self._declare(target)
+        return self._channel.tx_select()
 
     def _declare(self, target: str) -> None:
         self._channel.queue_declare(target, durable=True, auto_delete=False)
@@ -106,7 +112,7 @@ class RabbitmqWay(Way):
                 if still:
                     self._copies.put(consumer.connection, f"backstep.parked.{queue}", _parked(message, queue, why))
                 return still
-        except (ChannelError, MessageNacked, NotParked) as error:
+        except (ChannelError, NotParked) as error:
             # Only its kind: the text could hold the broker's password.
             _log.warning("Task %s can't be parked (%s): %s", known, why.reason, type(error).__name__)
             raise NotParked from None

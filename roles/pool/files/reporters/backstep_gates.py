@@ -142,7 +142,9 @@ class Follower:
             code = getattr(error, "reply_code", None)
             if code == _LOCKED:
                 return
-            self._channel = self._changes = None
+            self._changes = None
+            if not getattr(self._channel, "is_open", False):
+                self._channel = None  # else one for each try would be left behind
             if code != _REFUSED or self.is_read:
                 raise
             self.is_refused = True
