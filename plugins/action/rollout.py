@@ -33,7 +33,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.strandin
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
-from ansible_collections.backstep.workers.plugins.plugin_utils import report, text
+from ansible_collections.backstep.workers.plugins.plugin_utils import report, status_file, text
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
@@ -79,6 +79,7 @@ OPTIONS: dict[str, Any] = {
     "dead_rules": {"type": "list", "elements": "dict", "default": []},
     "unknown": {"type": "list", "elements": "str", "default": []},
     "report_dir": {"type": "str", "default": ""},
+    "status_file": {"type": "str", "default": ""},
     "journals": {"type": "str", "default": ""},
     "asked": {"type": "float"},
 }
@@ -227,6 +228,9 @@ class ActionModule(ActionBase):
         answers = self._answers(params["answers"], playing)
         lines = text.status_lines(params["pool"], answers, params["broker"])
         self._show(lines)
+        if params["status_file"] and not self._task.check_mode:
+            data = status_file.status_data(params["pool"], answers, params["broker"], lines, time.time())
+            self._show([f"status: {status_file.write(data, params['status_file'])}"])
         silent = [host for host, answer in answers.items() if fleet.failure_of(answer, "pool_state")]
         silent += ["the broker"] if fleet.failure_of(params["broker"], "queues") else []
         return {"text": lines, "ok": not silent, "silent": silent}

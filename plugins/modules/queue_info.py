@@ -49,6 +49,11 @@ options:
       - Whether to also tell which tasks would be lost with a worker that is killed.
     type: bool
     default: false
+  details:
+    description:
+      - Whether to also tell which tasks are dead, by kind, and who has parked what is parked. It looks at each of them.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -142,6 +147,20 @@ effects:
   elements: dict
   returned: success
   sample: []
+dead:
+  description: >-
+    The dead tasks by kind, as from M(backstep.workers.task_move). C(queue), C(task), C(error) (its kind), C(release)
+    (or null), C(count), C(first), C(last) and C(expires) (epoch seconds, or null).
+  type: list
+  elements: dict
+  returned: with O(details=true)
+  sample: []
+parked_by:
+  description: Who has parked what is parked. Owners, gates, and the names of workers that did so by themselves.
+  type: list
+  elements: str
+  returned: with O(details=true)
+  sample: [rollout 12]
 lost_when_killed:
   description:
     - Names of the tasks that are lost when a worker is killed while it executes them, as the living workers say it.
@@ -169,8 +188,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
 )
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import noted
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import gates
 from ansible_collections.backstep.workers.plugins.module_utils._queue.routing import routes
+from ansible_collections.backstep.workers.plugins.module_utils._queue.triage import groups
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -191,9 +212,14 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             "gates": {task: as_result(gate) for task, gate in sorted(gates(engine).items())},
             "routes": {queue: as_result(route) for queue, route in sorted(routes(engine).items())},
             "effects": [as_result(effect) for effect in noted(engine)],
+            **(_details(engine, queues) if params["details"] else {}),
             **({"tasks": [as_result(some) for some in engine.named_tasks(queues)]} if params["names"] else {}),
             **({"lost_when_killed": engine.lost_when_killed()} if params["forecast"] else {}),
         }
+
+
+def _details(engine: Engine, queues: list[str]) -> dict[str, Any]:
+    return {"dead": groups(engine.dead_tasks(queues)), "parked_by": sorted(engine.parked_by(queues))}
 
 
 def main() -> None:
@@ -205,6 +231,7 @@ def main() -> None:
             "prove_rights": {"type": "bool", "default": False},
             "names": {"type": "bool", "default": False},
             "forecast": {"type": "bool", "default": False},
+            "details": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -197,6 +197,10 @@ options:
     description: The directory on the controller that the report is written to. Empty means none.
     type: str
     default: ''
+  status_file:
+    description: A file on the controller that the status is also written to, as JSON. Empty means none.
+    type: str
+    default: ''
   journals:
     description: The variable in which each host's journal was registered, for the report.
     type: str

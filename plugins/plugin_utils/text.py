@@ -19,7 +19,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.strandin
     sentence,
     staying,
 )
-from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import gate_lines
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import (
+    dead_and_parked_lines,
+    gate_lines,
+)
 
 QUEUE_COLUMNS = ("waiting", "scheduled", "executing", "retrying", "dead", "parked", "workers")
 
@@ -248,8 +251,23 @@ def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any
         f"  rollback barrier: {release} can't be undone ({reason}), so going back out of it needs pool_cross_barrier"
         for release, reason in barriers.items()
     ]
-    more = [*_scheduler_lines(answers), *_mixed_lines(answers), *_queue_lines(broker), *gate_lines(broker)]
-    return [f"Pool {pool}", *table(rows), *notes, *more]
+    more = [*_scheduler_lines(answers), *_lease_lines(answers), *_mixed_lines(answers), *_queue_lines(broker)]
+    return [f"Pool {pool}", *table(rows), *notes, *more, *dead_and_parked_lines(broker), *gate_lines(broker)]
+
+
+def _lease_lines(answers: Mapping[str, Any]) -> list[str]:
+    """Who holds the leases, and for how long if nothing more is heard of them."""
+    held: dict[str, list[tuple[str, float]]] = {}
+    for host, answer in answers.items():
+        lease = None if failure_of(answer, "pool_state") else answer["pool_state"].get("lease")
+        if lease and not lease["released"]:
+            who = f"{lease['kind']} {lease['token']} of {describe_owner(lease['owner'])}"
+            held.setdefault(who, []).append((host, lease["expires_in"]))
+    return [
+        f"  lease: {who} holds {hosts_text([host for host, _left in hosts])}; "
+        f"runs out in {max(left for _host, left in hosts):.0f} s unless it goes on"
+        for who, hosts in held.items()
+    ]
 
 
 def _scheduler_lines(answers: Mapping[str, Any]) -> list[str]:
@@ -320,7 +338,9 @@ def _queue_lines(broker: Mapping[str, Any]) -> list[str]:
     paused = broker.get("paused") or {}
     lines = table(rows)
     if paused.get("paused"):
-        lines.append(f"  ! paused by {'a person' if paused.get('by_person') else paused.get('owner')}")
+        left = paused.get("expires_in")
+        until = "" if left is None else f", for {left:.0f} s more"
+        lines.append(f"  ! paused by {'a person' if paused.get('by_person') else paused.get('owner')}{until}")
     return lines
 
 

@@ -11,6 +11,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
 
+_GROUPS_SHOWN = 10
 _KINDS = {"park": "tasks parked ({})", "gate": "gate of {} set", "pause": "paused for {}", "route": "route of {} set"}
 
 
@@ -55,6 +56,23 @@ def _ended_line(one: Mapping[str, Any]) -> str:
     if one["fate"] == OPEN:
         return f"  ! {what}; the hosts differ, so it stays noted until they don't"
     return f"  {what}; undone, as the pool is where that began: {one['said']}"
+
+
+def dead_and_parked_lines(broker: Mapping[str, Any]) -> list[str]:
+    """Which tasks are dead, by their release where that is known, and who has parked some."""
+    lines = []
+    groups = broker.get("dead") or []
+    for group in groups[:_GROUPS_SHOWN]:
+        kind = f", {group['error']}" if group["error"] else ""
+        where = f" in {group['release']}" if group["release"] else ""
+        lines.append(
+            f"  dead: {group['count']} x {group['task'] or 'no name'} ({group['queue']}{kind}){where}, "
+            f"the last at {utc(group['last'])}"
+        )
+    if len(groups) > _GROUPS_SHOWN:
+        lines.append(f"  dead: and {len(groups) - _GROUPS_SHOWN} more kinds")
+    parked = broker.get("parked_by") or []
+    return lines + ([f"  parked by: {', '.join(parked)}"] if parked else [])
 
 
 def gate_lines(broker: Mapping[str, Any]) -> list[str]:
