@@ -32,7 +32,7 @@ from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 from rq import Queue
 
-from tests.integration.test_rq_modules import Play, outcome, play  # noqa: F401  # a fixture
+from tests.integration.test_rq_modules import Play, outcome, play  # noqa: F401  # pylint: disable=unused-import  # a fixture
 from tests.support import ledger_tasks
 from tests.support.bench import ENQUEUED, ID, TASK, Bench, bench_of, task_id
 from tests.support.ledger import balance

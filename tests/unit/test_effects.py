@@ -83,7 +83,7 @@ def test_what_was_undone_or_could_not_be_is_said() -> None:
     gates = {"gates": {}, "actions": [{"action": "gate", "task": "a"}, {"action": "replay", "queue": "q"}]}
     assert effect_lines({"closed": gates}) == ["  gates were closed first: a; next: open them with task_gate"]
     failed = {"failed": True, "msg": "no broker"}
-    assert [line.split(":")[-1] for line in effect_lines({"closed": failed, "ended": failed})] == [" no broker"] * 2
+    assert [line.rpartition(":")[2] for line in effect_lines({"closed": failed, "ended": failed})] == [" no broker"] * 2
     assert effect_lines({"closed": {"skipped": True}, "ended": {}}) == []
 
 

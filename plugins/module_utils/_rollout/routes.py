@@ -168,4 +168,3 @@ def effective(
         "releases": dict(sorted(counts.items())),
         "share": round(100 * mine / total, 1) if known else None,
     }
-
