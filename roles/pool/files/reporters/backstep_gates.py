@@ -3,7 +3,8 @@
 """What a worker doesn't execute but parks, as ``task_move`` does: tasks that it doesn't know, and tasks held by a gate.
 
 Which share of the tasks of a name may pass is said by the book of gates in the broker, a line for each name (JSON;
-``open`` is per cent). ``task_gate`` writes it, and decides about each task by its id in the same way.
+``open`` is per cent). ``task_gate`` writes it, and decides about each task by its id in the same way. Producers on
+RabbitMQ have this file, too: ``backstep_routes.py`` follows the book of routes as workers do that of gates.
 Python 3.9 and the standard library.
 """
 
@@ -18,10 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
-BOOK = "backstep.book.gates"
-"""The queue in RabbitMQ whose messages, read in turn, are the changes of the book."""
-LOCK = "backstep.lock.book.gates"
-"""The queue that whoever reads them has for its connection alone meanwhile."""
 UNKNOWN = "the worker's release doesn't know it"
 """The reason that is noted with a task that is parked as unknown."""
 _OFF = ("no", "false", "0")
@@ -63,7 +60,7 @@ def reason(line: bytes | str) -> str:
 
 
 class Book:
-    """The book of gates, for workers that can't ask for a line whenever they take a task."""
+    """A book, for those who can't ask for a line whenever they have a task."""
 
     def __init__(self) -> None:
         self._lines: dict[str, str] = {}
@@ -73,11 +70,11 @@ class Book:
         lines: dict[str, str | None] = {}
         for change in changes:
             lines.update(json.loads(change))
-        self._lines = {task: line for task, line in lines.items() if line is not None}
+        self._lines = {name: line for name, line in lines.items() if line is not None}
 
-    def line(self, task: str) -> str | None:
-        """What it says of the tasks of this name."""
-        return self._lines.get(task)
+    def line(self, name: str) -> str | None:
+        """What it says of this task, or queue."""
+        return self._lines.get(name)
 
     @property
     def digest(self) -> str:
@@ -86,25 +83,29 @@ class Book:
 
 
 class Follower:
-    """Keeps at hand the book of gates as it lies in RabbitMQ: ``look`` about every second, one thread at a time.
+    """Keeps a book at hand as it lies in RabbitMQ: ``look`` about every second, one thread at a time.
 
     It needs no more of a client library than that its channels have AMQP's methods by their names and its errors a
     ``reply_code``; so it is with amqp and with pika. How their answers are read is given.
     """
 
-    def __init__(self, count: Callable[[Any], int], body: Callable[[Any], bytes | None]) -> None:
+    def __init__(self, count: Callable[[Any], int], body: Callable[[Any], bytes | None], book: str = "gates") -> None:
         """:param count: how many messages there are, out of the answer to ``queue_declare``.
 
         :param body: of what ``basic_get`` answers; ``None`` for no message.
         """
-        self._count, self._body = count, body
+        self._count, self._body, self._name = count, body, book
+        # Its messages, read in turn, are the changes of the book.
+        self._queue = f"backstep.book.{book}"
+        # Whoever reads them has this one for its connection alone meanwhile.
+        self._lock = f"backstep.lock.book.{book}"
         self._book, self._holding = Book(), threading.Lock()
         self._channel: Any = None
         # How many changes there were at the last reading over this connection.
         self._changes: int | None = None
         self.is_read = False
         self.is_refused = False
-        """Whether the worker keeps no gates, as the broker doesn't let it read them."""
+        """Whether nothing will be read, as the broker doesn't let it."""
         self.is_reading = False
         """Whether a reading that has failed may have left something locked or taken until the connection ends."""
 
@@ -113,14 +114,14 @@ class Follower:
         """As ``Book.digest``; ``None`` where nothing has been read."""
         return self._book.digest if self.is_read else None
 
-    def line(self, task: str) -> str | None:
-        """What the book says of the tasks of this name.
+    def line(self, name: str) -> str | None:
+        """What the book says of this task, or queue.
 
         :raises LookupError: it hasn't been read yet.
         """
         if not self.is_read and not self.is_refused:
-            raise LookupError("the book of gates hasn't been read yet")
-        return self._book.line(task)
+            raise LookupError(f"the book of {self._name} hasn't been read yet")
+        return self._book.line(name)
 
     @contextmanager
     def steady(self, task: str, line: bytes | str | None) -> Iterator[bool]:
@@ -130,8 +131,8 @@ class Follower:
         with self._holding:
             yield self._book.line(task) == line
 
-    def look(self, new_channel: Callable[[], Any]) -> None:
-        """Read the book if it has changed, unless somebody else reads it just now.
+    def look(self, new_channel: Callable[[], Any]) -> bool:
+        """Read the book if it has changed; false if somebody else reads it just now, and this wasn't possible.
 
         :raises Exception: what the client library raises, or, once, because the book can't be understood. What was
             read before holds on.
@@ -141,19 +142,20 @@ class Follower:
         except Exception as error:
             code = getattr(error, "reply_code", None)
             if code == _LOCKED:
-                return
+                return False
             self._changes = None
             if not getattr(self._channel, "is_open", False):
                 self._channel = None  # else one for each try would be left behind
             if code != _REFUSED or self.is_read:
                 raise
             self.is_refused = True
-            return
+            return True
         if changes is not None:
             self._changes = len(changes)
             with self._holding:
                 self._book.read(changes)
                 self.is_read = True
+        return True
 
     def forget(self) -> None:
         """Leave the connection behind, and read anew over the next one."""
@@ -164,13 +166,13 @@ class Follower:
         """All changes, if there are others than at the last reading."""
         self._channel = self._channel or new_channel()
         # Not passively: RabbitMQ notes an error in its log whenever that finds no queue.
-        if self._count(self._channel.queue_declare(BOOK, durable=True, auto_delete=False)) == self._changes:
+        if self._count(self._channel.queue_declare(self._queue, durable=True, auto_delete=False)) == self._changes:
             return None
         reading = new_channel()
         self.is_reading = True
         try:
-            reading.queue_declare(LOCK, exclusive=True, auto_delete=False)
-            changes = list(iter(lambda: self._body(reading.basic_get(BOOK)), None))
+            reading.queue_declare(self._lock, exclusive=True, auto_delete=False)
+            changes = list(iter(lambda: self._body(reading.basic_get(self._queue)), None))
             reading.close()  # which gives them back
         except Exception as error:
             # With a code, the broker itself has closed the channel, which gives them back as well.
@@ -183,5 +185,5 @@ class Follower:
 
     def _unlock(self, is_locked: bool = True) -> None:
         if is_locked:
-            self._channel.queue_delete(LOCK)
+            self._channel.queue_delete(self._lock)
         self.is_reading = False
