@@ -28,6 +28,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.routing im
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.routes import effective, route_of
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 from rq import Queue
@@ -57,10 +58,10 @@ def helper() -> ModuleType:
     return module
 
 
-def celery_producer(url: str) -> Send:
+def celery_producer(url: str, routes: Any = None) -> Send:
     app = Celery(broker=url, set_as_current=False)
     app.conf.task_routes = {TASK: {"queue": "mail"}}
-    helper().route_celery(app)
+    (routes or helper()).route_celery(app)
     work = app.task(name=TASK)(ledger_tasks.work)
 
     def send(number: int, seconds: float) -> Any:
@@ -100,15 +101,16 @@ PRODUCERS = {"celery": celery_producer, "dramatiq": dramatiq_producer, "rq": rq_
 class Two:
     """Workers of two versions of an app, each with a ledger of its own, and a producer."""
 
-    def __init__(self, engine: str, url: str, folder: Path, parts: ExitStack) -> None:
+    def __init__(self, engine: str, url: str, folder: Path, parts: ExitStack, send: Send, ledgers: str = "") -> None:
+        """:param ledgers: the URL of a Redis server for them; else the broker itself."""
         self.engine: Engine = parts.enter_context(open_engine(engine, url, 5.0))
-        place = url.rsplit("/", 1)[0]
+        place = (ledgers or url).rsplit("/", 1)[0]
         self.old, self.new = (
             bench_of(engine)(url, folder, ledger_url=f"{place}/{number}") for number in (15, 14)
         )  # fmt: skip
         for bench in (self.old, self.new):
             parts.callback(bench.stop_all)
-        self._send = PRODUCERS[engine](url)
+        self._send = send
 
     def send(self, numbers: Sequence[int], seconds: float = 0.0) -> None:
         """Enqueue these, by the producer's own means."""
@@ -132,7 +134,7 @@ class Two:
 def two(request: pytest.FixtureRequest, redis_url: str, client: redis.Redis, tmp_path: Path) -> Iterator[Two]:
     """The engine on the emptied server."""
     with ExitStack() as parts:
-        yield Two(request.param, redis_url, tmp_path, parts)
+        yield Two(request.param, redis_url, tmp_path, parts, PRODUCERS[request.param](redis_url))
 
 
 def begun(bench: Bench) -> set[int]:
@@ -232,6 +234,14 @@ def test_only_tasks_of_its_names_are_routed_and_what_is_sent_again_stays_while_t
 @pytest.mark.parametrize("line", [b"", b"[]", b"{}", b"no JSON", json.dumps({"until": "soon"}).encode()])
 def test_what_cannot_be_read_routes_nothing(line: bytes) -> None:
     assert helper().Routes(lambda _queue: (line, 0.0)).queue_for("mail", "a", "1") == "mail"
+
+
+def test_the_end_of_the_task_that_sends_is_not_held_up() -> None:
+    def ask(_queue: str) -> tuple[Any, float]:
+        raise SoftTimeLimitExceeded
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        helper().Routes(ask).queue_for("mail", "a", "1")
 
 
 def test_with_no_broker_the_task_itself_fails() -> None:

@@ -8,20 +8,39 @@ chosen by its id, so that one that is sent again, as it is retried or due, goes 
 the same. A route is looked up once a second at most. Where nobody can tell it, or it is over, tasks go to the plain
 queue.
 
-Brokers on Redis. Python 3.9, the standard library, and the library of the engine.
+On RabbitMQ ``backstep_gates.py`` has to lie beside this file. The book of routes is read there by a connection of its
+own, one for each process. While it can't be read, what was read last holds, until the route is over by this machine's
+clock: RabbitMQ tells no time.
+
+Python 3.9, the standard library, and the library of the engine.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import threading
 import time
 import zlib
 from collections.abc import Callable
+from copy import copy
+from functools import lru_cache
+from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
 _TAG = ".for-"
 _CACHED_SECONDS = 1.0
+# Of a sender's time, for a look at RabbitMQ.
+_LOOK_SECONDS = 1.0
+_LOCKED_SECONDS = 0.1
+# After which a connection isn't used again: RabbitMQ may have ended it, and a count that is the same says little.
+_IDLE_SECONDS = 10.0
+_HEARTBEAT_SECONDS = 30
+_FAREWELL_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
 
 Route = dict[str, Any]
 Ask = Callable[[str], "tuple[Any, float]"]
@@ -31,8 +50,10 @@ Ask = Callable[[str], "tuple[Any, float]"]
 class Routes:
     """Where tasks go, as the broker says it."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self, ask: Ask, seconds: float = _CACHED_SECONDS) -> None:
+        """:param seconds: for how long an answer holds."""
+        self._ask, self._seconds = ask, seconds
+        self._complained = False
         self._known: dict[str, tuple[float, Route | None]] = {}
         """By queue: until when (by this process's clock) it isn't asked for again, and its route."""
 
@@ -57,7 +78,7 @@ class Routes:
         until, route = self._known.get(queue, (0.0, None))
         if time.monotonic() >= until:
             route, left = self._look(queue)
-            self._known[queue] = (time.monotonic() + min(_CACHED_SECONDS, left), route)
+            self._known[queue] = (time.monotonic() + min(self._seconds, left), route)
         return route
 
     def _look(self, queue: str) -> tuple[Route | None, float]:
@@ -65,10 +86,22 @@ class Routes:
         try:
             line, now = self._ask(queue)
             route = json.loads(line) if line else None
-            left = float(route["until"]) - now if route else _CACHED_SECONDS
-        except Exception:  # noqa: BLE001  # whatever it is, sending the task itself shows whether the broker is there
-            return None, _CACHED_SECONDS
-        return (route, left) if left > 0 else (None, _CACHED_SECONDS)
+            left = float(route["until"]) - now if route else self._seconds
+        except Exception as error:  # whatever it is, sending the task itself shows whether there is a broker
+            if _ends_task(error):
+                raise
+            if not self._complained:
+                self._complained = True
+                # Only its kind: the text could hold the broker's password.
+                _log.warning("Tasks of %s go to the plain queue: no route is known (%s)", queue, type(error).__name__)
+            return None, self._seconds
+        self._complained = False
+        return (route, left) if left > 0 else (None, self._seconds)
+
+
+def _ends_task(error: BaseException) -> bool:
+    """Whether it isn't about the broker, but has the task end that sends just now."""
+    return not isinstance(error, Exception) or type(error).__name__ == "SoftTimeLimitExceeded"
 
 
 def _ask_redis(client: Any, engine: str, queue: str) -> tuple[Any, float]:
@@ -79,15 +112,220 @@ def _ask_redis(client: Any, engine: str, queue: str) -> tuple[Any, float]:
     return line, seconds + micros / 1e6
 
 
-def route_celery(app: Any) -> None:
-    """Have everything that a Celery app sends go by the routes: by ``delay``, ``apply_async``, canvas or beat."""
-    send = app.send_task
+class _Reader:
+    """The book of routes as it lies in RabbitMQ, for all threads of one process."""
+
+    def __init__(self, link: _Link) -> None:
+        beside = f"{__package__}." if __package__ else ""
+        self._link = link
+        self._book = import_module(f"{beside}backstep_gates").Follower(link.count, link.body, "routes")
+        self._looking = threading.Lock()
+        self._looked, self._next = time.monotonic(), 0.0
+        self._complained = False
+
+    def line(self, queue: str) -> str | None:
+        """What it says of a queue, as it was read last.
+
+        :raises Exception: it was never read.
+        """
+        # While one looks, the others go on, but for the first time.
+        if time.monotonic() >= self._next and self._looking.acquire(timeout=0 if self._book.is_read else _LOOK_SECONDS):
+            try:
+                if time.monotonic() >= self._next:
+                    self._look()
+            finally:
+                self._looking.release()
+        line: str | None = self._book.line(queue)
+        return line
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        if began > self._looked + _IDLE_SECONDS:
+            self._drop()
+        try:
+            self._link.until = began + _LOOK_SECONDS
+            is_free = self._book.look(self._link.channel)
+        except BaseException as error:
+            self._drop()
+            # At most a tenth of the sender's time is spent.
+            self._next = time.monotonic() + max(_CACHED_SECONDS, 10 * (time.monotonic() - began))
+            if not self._book.is_read or _ends_task(error):
+                raise
+            self._complain("Routes can't be read now, so those that were read last hold: %s", type(error).__name__)
+            return
+        self._looked, self._next = began, began + (_CACHED_SECONDS if is_free else _LOCKED_SECONDS)
+        if self._book.is_refused:
+            self._next = float("inf")
+            self._drop()
+            self._complain("No task is routed: RabbitMQ doesn't let this user read the routes.")
+        else:
+            self._complained = False
+
+    def _drop(self) -> None:
+        self._link.drop()
+        self._book.forget()
+
+    def _complain(self, *said: str) -> None:
+        if not self._complained:
+            self._complained = True
+            _log.warning(*said)
+
+
+class _Link:
+    """A connection to RabbitMQ that nobody else uses, and that waits no longer than is said."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        """When to have answered (by this process's clock)."""
+        self._connection: Any = None
+
+    def channel(self) -> Any:
+        """A new one."""
+        self._connection = self._connection or self._opened()
+        self.limit()
+        return self._connection.channel()
+
+    def drop(self) -> None:
+        """Forget the connection; the broker then gives back what was taken, and unlocks what was locked."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.until = time.monotonic() + _FAREWELL_SECONDS
+            try:
+                self._close(connection)
+            except Exception:  # noqa: BLE001  # it is forgotten either way
+                _log.debug("The connection was lost already.")
+
+    def left(self) -> float:
+        """For how many seconds to wait."""
+        return max(0.001, self.until - time.monotonic())
+
+    def limit(self) -> None:
+        """Have the connection wait no longer from now on."""
+
+    def count(self, declared: Any) -> int:
+        """As ``Follower`` wants it."""
+        raise NotImplementedError
+
+    def body(self, got: Any) -> bytes | None:
+        """As ``Follower`` wants it."""
+        raise NotImplementedError
+
+    def _opened(self) -> Any:
+        raise NotImplementedError
+
+    def _close(self, connection: Any) -> None:
+        connection.close()
+
+
+class _ByAmqp(_Link):
+    """By the library that Celery uses, to where its app sends."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__()
+        self._where = app.connection_for_write().clone(heartbeat=_HEARTBEAT_SECONDS)
+
+    def limit(self) -> None:
+        """By the socket, which with gevent, too, is that of Python."""
+        self._connection.sock.settimeout(self.left())
+
+    def count(self, declared: Any) -> int:
+        self.limit()
+        return int(declared.message_count)
+
+    def body(self, got: Any) -> bytes | None:
+        self.limit()
+        return None if got is None else got.body
+
+    def _opened(self) -> Any:
+        nodes_left = len(self._where.alt) or 1
+        while True:
+            self._where.connect_timeout = self.left() / nodes_left
+            try:
+                # Not by the connection of kombu, which tries again in its own time.
+                return self._where.transport.establish_connection()
+            except OSError:
+                self._where.maybe_switch_next()
+                nodes_left -= 1
+                if not nodes_left:
+                    raise
+
+    def _close(self, connection: Any) -> None:
+        try:
+            connection.sock.settimeout(self.left())
+            connection.close()
+        finally:
+            connection.collect()
+
+
+class _ByPika(_Link):
+    """By the library that Dramatiq uses, to where its broker sends."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__()
+        self._where = parameters if isinstance(parameters, list) else [parameters]
+
+    def count(self, declared: Any) -> int:
+        return int(declared.method.message_count)
+
+    def body(self, got: Any) -> bytes | None:
+        body: bytes | None = got[2]
+        return body
+
+    def _opened(self) -> Any:
+        pika = import_module("pika")
+        found = pika.BlockingConnection([self._limited(one) for one in self._where])
+        flush = found._flush_output
+
+        def flush_output(*waiters: Any) -> None:
+            """By itself it waits until the connection is lost."""
+            late: list[bool] = []
+            timer = found._impl._adapter_call_later(self.left(), lambda: late.append(True))
+            try:
+                flush(*waiters, *([lambda: bool(late)] if waiters else []))
+            finally:
+                found._impl._adapter_remove_timeout(timer)
+            if late and not any(ready() for ready in waiters):
+                raise TimeoutError
+
+        found._flush_output = flush_output
+        return found
+
+    def _limited(self, theirs: Any) -> Any:
+        own = copy(theirs)
+        own.heartbeat, own.connection_attempts = _HEARTBEAT_SECONDS, 1
+        own.socket_timeout = own.stack_timeout = self.left() / len(self._where)
+        return own
+
+
+def _ask_rabbitmq(link: Callable[[], _Link]) -> Ask:
+    # By process. One that is forked has its parent's, whose connection isn't its own, and must not be closed either.
+    readers: dict[int, _Reader] = {}
+
+    def ask(queue: str) -> tuple[Any, float]:
+        known = os.getpid()
+        reader = readers.get(known) or readers.setdefault(known, _Reader(link()))
+        return reader.line(queue), time.time()
+
+    return ask
+
+
+def routes_of_celery(app: Any) -> Routes:
+    """Where the tasks of a Celery app go that is configured."""
+    if app.connection_for_write().transport.driver_type == "amqp":
+        return Routes(_ask_rabbitmq(lambda: _ByAmqp(app)), 0.0)
 
     def ask(queue: str) -> tuple[Any, float]:
         with app.pool.acquire(block=True) as connection, connection.default_channel.conn_or_acquire() as client:
             return _ask_redis(client, "celery", queue)
 
-    routes = Routes(ask)
+    return Routes(ask)
+
+
+def route_celery(app: Any) -> None:
+    """Have everything that a Celery app sends go by the routes: by ``delay``, ``apply_async``, canvas or beat."""
+    send = app.send_task
+    # It may be configured later.
+    routes = lru_cache(None)(lambda: routes_of_celery(app))
 
     def send_task(
         name: str,
@@ -99,7 +337,7 @@ def route_celery(app: Any) -> None:
         **options: Any,
     ) -> Any:
         known = task_id or str(uuid4())
-        router = _CeleryRouter(app, options.pop("router", None) or app.amqp.router, routes, known)
+        router = _CeleryRouter(app, options.pop("router", None) or app.amqp.router, routes(), known)
         return send(name, args, kwargs, countdown, eta, known, router=router, **options)
 
     app.send_task = send_task
@@ -123,10 +361,17 @@ class _CeleryRouter:
         return {**kept, "queue": self._app.amqp.queues[to]}
 
 
+def routes_of_dramatiq(broker: Any) -> Routes:
+    """Where the tasks of a Dramatiq broker go."""
+    if hasattr(broker, "client"):
+        return Routes(lambda queue: _ask_redis(broker.client, "dramatiq", queue))
+    return Routes(_ask_rabbitmq(lambda: _ByPika(broker.parameters)), 0.0)
+
+
 def route_dramatiq(broker: Any) -> None:
     """Have everything that a Dramatiq broker enqueues go by the routes."""
     enqueue = broker.enqueue
-    routes = Routes(lambda queue: _ask_redis(broker.client, "dramatiq", queue))
+    routes = routes_of_dramatiq(broker)
 
     def routed(message: Any, *, delay: int | None = None) -> Any:
         queue = routes.queue_for(message.queue_name, message.actor_name, message.message_id)
