@@ -271,6 +271,22 @@ def test_a_node_that_is_away_is_passed_over(two: Two, asked: Callable[[str], Any
     assert routes.queue_for("mail", TASK, "1") == TAGGED
 
 
+def test_who_has_not_sent_for_a_while_reads_anew(
+    two: Two, asked: Callable[[str], Any], helper: Any, node: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "_IDLE_SECONDS", 0.5)
+    write(two)
+    routes = asked(two.old.client_url)
+    assert routes.queue_for("mail", TASK, "1") == TAGGED
+    with pika.BlockingConnection(pika.URLParameters(node.amqp_url)) as other:
+        channel = other.channel()
+        channel.queue_purge("backstep.book.routes")
+        channel.basic_publish("", "backstep.book.routes", b'{"other": null}')  # as many changes as there were
+        time.sleep(1)
+        assert routes.queue_for("mail", TASK, "1") == "mail"
+        channel.queue_declare(LOCK, exclusive=True)  # nobody is left who has it
+
+
 def test_all_threads_send_by_one_connection_and_a_forked_process_by_its_own(
     two: Two, asked: Callable[[str], Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -140,7 +140,8 @@ class _Reader:
 
     def _look(self) -> None:
         began = time.monotonic()
-        if began > self._looked + _IDLE_SECONDS:
+        was_idle = began > self._looked + _IDLE_SECONDS
+        if was_idle:
             self._drop()
         try:
             self._link.until = began + _LOOK_SECONDS
@@ -156,10 +157,11 @@ class _Reader:
         self._looked, self._next = began, began + (_CACHED_SECONDS if is_free else _LOCKED_SECONDS)
         if self._book.is_refused:
             self._next = float("inf")
-            self._drop()
             self._complain("No task is routed: RabbitMQ doesn't let this user read the routes.")
         else:
             self._complained = False
+        if was_idle or self._book.is_refused:
+            self._drop()  # who sends seldom would have RabbitMQ end the connection, and note that as an error
 
     def _drop(self) -> None:
         self._link.drop()
