@@ -144,7 +144,7 @@ class _Reader:
         if was_idle:
             self._drop()
         try:
-            self._link.until = began + _LOOK_SECONDS
+            self._link.begin(_LOOK_SECONDS)
             is_free = self._book.look(self._link.channel)
         except BaseException as error:
             self._drop()
@@ -177,9 +177,14 @@ class _Link:
     """A connection to RabbitMQ that nobody else uses, and that waits no longer than is said."""
 
     def __init__(self) -> None:
-        self.until = 0.0
-        """When to have answered (by this process's clock)."""
+        self._until = 0.0
         self._connection: Any = None
+
+    def begin(self, seconds: float) -> None:
+        """Wait for so long from now on, all in all."""
+        self._until = time.monotonic() + seconds
+        if self._connection is not None:
+            self.limit()
 
     def channel(self) -> Any:
         """A new one."""
@@ -191,7 +196,7 @@ class _Link:
         """Forget the connection; the broker then gives back what was taken, and unlocks what was locked."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            self.until = time.monotonic() + _FAREWELL_SECONDS
+            self._until = time.monotonic() + _FAREWELL_SECONDS
             try:
                 self._close(connection)
             except Exception:  # noqa: BLE001  # it is forgotten either way
@@ -199,10 +204,10 @@ class _Link:
 
     def left(self) -> float:
         """For how many seconds to wait."""
-        return max(0.001, self.until - time.monotonic())
+        return max(0.001, self._until - time.monotonic())
 
     def limit(self) -> None:
-        """Have the connection wait no longer from now on."""
+        """Have the connection wait no longer than that."""
 
     def count(self, declared: Any) -> int:
         """As ``Follower`` wants it."""
