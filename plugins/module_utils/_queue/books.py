@@ -23,6 +23,9 @@ ALWAYS_FRESH = "fresh"
 class Books(ABC):
     """A broker that keeps books, and knows what workers have parked for what is written there."""
 
+    followed_seconds = 1.5
+    """How long after a change a producer may still go by the book as it was before: it looks once a second."""
+
     @abstractmethod
     def read_book(self, book: str) -> dict[str, str]:
         """What Backstep keeps in the broker under this name, line by line; empty when that is nothing.

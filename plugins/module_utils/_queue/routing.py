@@ -15,9 +15,6 @@ from .books import ROUTES_BOOK
 from .engine import CANARY_PREFIX, Engine, Moved
 from .engines._moves import Tally
 
-CACHED_SECONDS = 1.5
-"""A producer keeps to a route that is over for one second at most; the rest is for what it is just sending."""
-
 
 @dataclass(frozen=True)
 class Routing:
@@ -107,7 +104,7 @@ def end_routes(
             tagged = {queue: tagged_queue(queue, version) for queue in plain}
         _empty(engine, tagged, tally, dry_run)
         if before and not dry_run:
-            rest(CACHED_SECONDS)
+            rest(engine.followed_seconds)
             _empty(engine, tagged, tally, dry_run)
     return Routing(before, {}, tally.result())
 

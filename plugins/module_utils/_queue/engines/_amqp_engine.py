@@ -53,6 +53,8 @@ class AmqpEngine(Pauseless, Moving):
     )
     no_pause = "RabbitMQ has no pause for a queue: whoever consumes is given what there is."
     none_to_end = "RabbitMQ has no pause for a queue, so there is none to end."
+    # Who reads a book keeps the others waiting: of 40 producers that sent all the time, the last knew after 1.8 s.
+    followed_seconds = 4.0
     messages: ClassVar[Messages]
     """How its apps write tasks."""
 
