@@ -112,7 +112,8 @@ def test_what_is_due_later_is_held_when_it_is_due(engine: Engine, bench: Bench) 
     if bench.engine in OWN_PROGRAMS:
         return
     held = bench.named(TASK)
-    bench.start(NAME, ["mail"])
+    # With RQ a worker has to be asked for it.
+    bench.start(NAME, ["mail"], *(["--with-scheduler"] if bench.engine == "rq" else []))
     set_gate(engine, held, 0.0)
     due = time.time() + 3
     bench.enqueue("mail", 1, 0, delay=3)

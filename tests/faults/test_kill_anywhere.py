@@ -20,6 +20,8 @@ from tests.faults.table import Table
 # Events that no undisturbed play writes, and where they are brought about instead.
 ELSEWHERE = {
     "barrier_held": "tests/integration/test_supervisord_barrier.py",
+    "journal_cut": "tests/unit/test_journal.py, tests/unit/test_state_any_order.py",
+    "so_far": "tests/unit/test_journal.py, tests/unit/test_state_any_order.py",
     "hook_started": "tests/integration/test_supervisord_hooks.py",
     "hook_ended": "tests/integration/test_supervisord_hooks.py",
     "drain_overran": "tests/integration/test_supervisord_reaper.py",
