@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,11 +27,26 @@ LEASE_SECONDS, CONFIRM_SECONDS = 60.0, 100.0
 # Asked on a worker host, or of chance. All others are done at once: nothing can come between that makes a difference.
 ON_HOSTS = ("release", "release_info", "release_switch", "release_confirm", "rollout_lease", "rollout_verdict")
 ANSWERS: dict[str, dict[str, Any]] = {
-    "queue_info": {"queues": {}, "workers": []},
+    "queue_info": {"queues": {}, "workers": [], "gates": {}},
     "task_move": {"recovered": []},
 }
 _VARIABLE = re.compile(r"pool__\w+")
 _TEMPLATES = Environment(undefined=ChainableUndefined)  # noqa: S701  # nothing here is a page
+
+
+def _as_list(lazy: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """A filter that gives a list, as all do with Ansible."""
+
+    @wraps(lazy)
+    def wrapped(*given: Any, **named: Any) -> list[Any]:
+        return list(lazy(*given, **named))
+
+    return wrapped
+
+
+for _name in ("map", "select", "reject", "selectattr", "rejectattr"):
+    _TEMPLATES.filters[_name] = _as_list(_TEMPLATES.filters[_name])
+_TEMPLATES.filters["dict2items"] = lambda given: [{"key": key, "value": value} for key, value in given.items()]
 _Variables = tuple[tuple[str, Any], ...]
 
 
@@ -247,9 +262,9 @@ class Decider(ActionModule):
     def decide(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The action's answer."""
         params = {**{name: option.get("default") for name, option in OPTIONS.items()}, **arguments}
-        work = {"plan": self._plan, "note": self._note, "end": self._end}[params["operation"]]
+        works = {"plan": self._plan, "note": self._note, "stands": self._stands, "end": self._end}
         try:
-            return dict(work(params))
+            return dict(works[params["operation"]](params))
         except BackstepError as error:
             return {"failed": True, **error.result()}
 

@@ -272,6 +272,9 @@ class PaperStore(Store):
     def spec(self, release: str) -> Spec:
         return spec_of(release, self.host.facts)
 
+    def manifest(self, release: str) -> dict[str, Any]:
+        return {}
+
     def problems(self, release: str, seal: str) -> list[str]:
         return [] if self.host.facts.stored.get(release) == "whole" and seal else [f"{release} is not whole"]
 
