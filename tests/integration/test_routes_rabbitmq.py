@@ -243,7 +243,7 @@ def test_a_broker_that_says_nothing_takes_a_second_at_most_and_that_not_often(as
     with socket.create_server(("127.0.0.1", 0)) as silent:
         routes = asked(f"amqp://guest:guest@127.0.0.1:{silent.getsockname()[1]}/")
         began = time.monotonic()
-        for _ in range(1000):
+        for _number in range(1000):
             assert routes.queue_for("mail", TASK, "1") == "mail"
         assert time.monotonic() - began < 5
 
