@@ -18,7 +18,7 @@ from .._rollout.errors import HostUnfit, JournalDamaged
 from .._rollout.pool_state import Event, PoolState
 from .._rollout.rules import Moment
 from .._rollout.snapshot import CUT, SO_FAR, told
-from .._rollout.state import JOURNAL_SCHEMA, fold
+from .._rollout.state import JOURNAL_SCHEMA, fold, fold_in
 from .files import fsync_directory, read_if_there, write_file
 
 _FIRST = "0" * 64
@@ -154,7 +154,9 @@ class Journal:
         first = self._line(SO_FAR, then, state.last_token, _ITSELF, so_far, [])
         whole = [first, *kept]
         noted = {"first": first["hash"], "events": gone, "schema": JOURNAL_SCHEMA}
-        whole.append(self._line(CUT, now, fold(events).last_token, _ITSELF, noted, whole))
+        for event in kept:
+            fold_in(state, event)
+        whole.append(self._line(CUT, now, state.last_token, _ITSELF, noted, whole))
         write_file(self.path, b"".join(map(_as_bytes, whole)), _MODE)
         return gone
 
