@@ -23,6 +23,7 @@ import os
 import threading
 import time
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from functools import lru_cache
@@ -173,7 +174,7 @@ class _Reader:
             _log.warning(*said)
 
 
-class _Link:
+class _Link(ABC):
     """A connection to RabbitMQ that nobody else uses, and that waits no longer than is said."""
 
     def __init__(self) -> None:
@@ -206,19 +207,20 @@ class _Link:
         """For how many seconds to wait."""
         return max(0.001, self._until - time.monotonic())
 
-    def limit(self) -> None:
+    def limit(self) -> None:  # noqa: B027  # not all need it: pika is told its limits when it connects
         """Have the connection wait no longer than that."""
 
+    @abstractmethod
     def count(self, declared: Any) -> int:
         """As ``Follower`` wants it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def body(self, got: Any) -> bytes | None:
         """As ``Follower`` wants it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _opened(self) -> Any:
-        raise NotImplementedError
+        """Open the connection."""
 
     def _close(self, connection: Any) -> None:
         connection.close()
