@@ -14,9 +14,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 
 from tests.integration.local_pool import LocalPool
+from tests.support.brokers import RabbitBroker
 from tests.support.local_hosts import LocalHost, local_hosts
 from tests.support.rq_bench import Workers
-from tests.support.servers import redis_server
+from tests.support.servers import RabbitPorts, rabbit_ports, rabbitmq_server, redis_server
 
 _numbers = itertools.count(1)
 
@@ -62,3 +63,29 @@ def workers(redis_url: str, client: redis.Redis, tmp_path: Path) -> Iterator[Wor
     bench = Workers(redis_url, tmp_path)
     yield bench
     bench.stop_all()
+
+
+@pytest.fixture(scope="module")
+def ports() -> RabbitPorts:
+    """Where the file's RabbitMQ node listens."""
+    return rabbit_ports()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The node's folder."""
+    return tmp_path_factory.mktemp("rabbitmq")
+
+
+@pytest.fixture(scope="module")
+def server(home: Path, ports: RabbitPorts) -> Iterator[RabbitBroker]:
+    """One RabbitMQ node for all tests of a file."""
+    with rabbitmq_server(home, ports=ports) as url:
+        yield RabbitBroker(url)
+
+
+@pytest.fixture
+def node(server: RabbitBroker) -> RabbitBroker:
+    """The emptied node."""
+    server.empty()
+    return server

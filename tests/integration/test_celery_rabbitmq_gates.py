@@ -25,37 +25,11 @@ from tests.support.bench import FAILING_TASK, REPORTERS, TASK, task_id
 from tests.support.brokers import RabbitBroker
 from tests.support.celery_rabbitmq_bench import Workers
 from tests.support.rabbitmq_bench import lying_in
-from tests.support.servers import RabbitPorts, rabbit_ports, rabbitmq_server, set_rabbitmq_disk_limit, wait_for
+from tests.support.servers import RabbitPorts, set_rabbitmq_disk_limit, wait_for
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
 CLOSED = {TASK: Gate(TASK, 0.0, "ana", time.time()).line}
-
-
-@pytest.fixture(scope="module")
-def ports() -> RabbitPorts:
-    """Where the node listens."""
-    return rabbit_ports()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The node's folder."""
-    return tmp_path_factory.mktemp("rabbitmq")
-
-
-@pytest.fixture(scope="module")
-def server(home: Path, ports: RabbitPorts) -> Iterator[RabbitBroker]:
-    """One node for all."""
-    with rabbitmq_server(home, ports=ports) as url:
-        yield RabbitBroker(url)
-
-
-@pytest.fixture
-def node(server: RabbitBroker) -> RabbitBroker:
-    """The emptied node."""
-    server.empty()
-    return server
 
 
 @pytest.fixture

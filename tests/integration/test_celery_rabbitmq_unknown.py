@@ -26,24 +26,10 @@ from tests.support.brokers import RabbitBroker
 from tests.support.celery_rabbitmq_bench import Workers
 from tests.support.ledger import balance
 from tests.support.rabbitmq_bench import lying_in
-from tests.support.servers import rabbitmq_server, wait_for
+from tests.support.servers import wait_for
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitBroker]:
-    """One node for all."""
-    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as url:
-        yield RabbitBroker(url)
-
-
-@pytest.fixture
-def node(server: RabbitBroker) -> RabbitBroker:
-    """The emptied node."""
-    server.empty()
-    return server
 
 
 @pytest.fixture

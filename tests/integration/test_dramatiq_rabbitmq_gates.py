@@ -20,35 +20,15 @@ from tests.support.bench import TASK, task_id
 from tests.support.brokers import RabbitBroker
 from tests.support.dramatiq_rabbitmq_bench import Workers
 from tests.support.rabbitmq_bench import lying_in
-from tests.support.servers import RabbitPorts, rabbit_ports, rabbitmq_server, set_rabbitmq_disk_limit, wait_for
+from tests.support.servers import RabbitPorts, set_rabbitmq_disk_limit, wait_for
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
 
 
-@pytest.fixture(scope="module")
-def ports() -> RabbitPorts:
-    """Where the node listens."""
-    return rabbit_ports()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The node's folder."""
-    return tmp_path_factory.mktemp("rabbitmq")
-
-
-@pytest.fixture(scope="module")
-def node(home: Path, ports: RabbitPorts) -> Iterator[RabbitBroker]:
-    """One node for all."""
-    with rabbitmq_server(home, ports=ports) as url:
-        yield RabbitBroker(url)
-
-
 @pytest.fixture
 def workers(node: RabbitBroker, redis_url: str, client: Any, tmp_path: Path) -> Iterator[Workers]:
     """Starts Dramatiq workers on the emptied node, and kills at the end what still runs."""
-    node.empty()
     bench = Workers(node.url, tmp_path, ledger_url=redis_url.rsplit("/", 1)[0] + "/15")
     yield bench
     bench.stop_all()

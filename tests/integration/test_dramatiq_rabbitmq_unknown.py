@@ -25,24 +25,16 @@ from tests.support.brokers import RabbitBroker
 from tests.support.dramatiq_rabbitmq_bench import Workers
 from tests.support.ledger import balance
 from tests.support.rabbitmq_bench import lying_in
-from tests.support.servers import rabbitmq_server, wait_for
+from tests.support.servers import wait_for
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
 ONLY_PARKED = Selection(states=(PARKED,))
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitBroker]:
-    """One node for all."""
-    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as url:
-        yield RabbitBroker(url)
-
-
 @pytest.fixture
 def workers(node: RabbitBroker, redis_url: str, client: Any, tmp_path: Path) -> Iterator[Workers]:
     """Starts Dramatiq workers on the emptied node, and kills at the end what still runs."""
-    node.empty()
     bench = Workers(node.url, tmp_path, ledger_url=redis_url.rsplit("/", 1)[0] + "/15")
     yield bench
     bench.stop_all()
