@@ -29,7 +29,11 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder i
     require_put_back,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import ABORT, OVERLAP
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import LEAVE, require_consumers
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
+    LEAVE,
+    require_consumers,
+    require_consumers_back,
+)
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
@@ -37,7 +41,7 @@ from ansible_collections.backstep.workers.plugins.plugin_utils import report, st
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
-from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import effect_lines
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import effect_lines, to_park_lines
 
 OPERATIONS = ["plan", "note", "dead", "stands", "end", "status", "report"]
 OPTIONS: dict[str, Any] = {
@@ -64,6 +68,7 @@ OPTIONS: dict[str, Any] = {
     "drain_policy": {"type": "str", "default": ABORT},
     "visibility_timeout": {"type": "float", "default": 0.0},
     "stranded": {"type": "str", "default": LEAVE},
+    "leave_queues": {"type": "list", "elements": "str", "default": []},
     "answers": {"type": "str", "default": ""},
     "broker": {"type": "dict", "default": {}},
     "plan": {"type": "dict", "default": {}},
@@ -147,8 +152,10 @@ class ActionModule(ActionBase):
             fleet.require_time(plan, wave_seconds, params["confirm_timeout"], end_seconds)
         else:
             plan = fleet.plan_rollback(answers, dead, params["partial"], params["cross_barrier"])
+            _require_consumers_back(params, plan, answers)
         plan.left_out = left_out
         lines = text.plan_lines(params["pool"], plan, self._task.check_mode)
+        lines += to_park_lines(params["parking"], params["broker"]) if plan.hosts else []
         if plan.hosts and params["kind"] == "deploy":
             lines += filter(None, [forecast(params["drain_policy"], params["mode"], lost)])
         self._show(lines)
@@ -256,7 +263,22 @@ def _require_fit(params: dict[str, Any], lost: list[str]) -> None:
     require_drain_time(params["engine"], params["drain_timeout"], times)
     require_put_back(params["engine"], params["drain_policy"], lost)
     if params["stranded"] != LEAVE:
-        require_consumers(_flat(params["queues"]), params["broker"].get("queues") or {})
+        require_consumers([*_flat(params["queues"]), *params["leave_queues"]], params["broker"].get("queues") or {})
+
+
+def _require_consumers_back(
+    params: dict[str, Any], plan: fleet.FleetPlan, answers: dict[str, Optional[dict[str, Any]]]
+) -> None:
+    """Refuse a rollback for queues that it would leave, unless somebody else may listen to them: on part of a pool."""
+    if params["stranded"] == LEAVE or params["partial"] or not plan.hosts:
+        return
+    states = {host: answer["pool_state"] for host, answer in answers.items() if answer and "pool_state" in answer}
+    back = [queue for state in states.values() for queue in state.get("back_queues") or []]
+    told = params["parking"].get("told") or []
+    parked = {name for one in told for name in [*(one["tasks"] or []), *one["changed"]]}
+    tasks, queues = params["broker"].get("tasks") or [], params["broker"].get("queues") or {}
+    now = [queue for state in states.values() for queue in state.get("queues") or []]
+    require_consumers_back(now, [*back, *params["leave_queues"]], queues, tasks, parked)
 
 
 def _flat(queues: list[Any]) -> list[str]:

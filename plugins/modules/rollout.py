@@ -166,6 +166,11 @@ options:
     description: V(leave) when queues that hold tasks may be left without a consumer.
     type: str
     default: leave
+  leave_queues:
+    description: Queues that may be left without a consumer, whatever they hold.
+    type: list
+    elements: str
+    default: []
   parking:
     description: What was done about tasks that the release doesn't know to which the pool goes. C(named), the
       answer of M(backstep.workers.queue_info), C(told), what hosts say of them, and C(parked), the answers of

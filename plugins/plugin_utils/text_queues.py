@@ -10,6 +10,7 @@ from typing import Any
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import KEPT, OPEN
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import WOULD_RUN, sentence
 
 _GROUPS_SHOWN = 10
 _KINDS = {"park": "tasks parked ({})", "gate": "gate of {} set", "pause": "paused for {}", "route": "route of {} set"}
@@ -38,6 +39,26 @@ def effect_lines(effects: Mapping[str, Any]) -> list[str]:
             lines.append(f"  ! what rollouts have done to the queues could not be ended, and stays noted: {why}")
         lines += [_ended_line(one) for one in ended.get("ended") or () if one["fate"] != KEPT]
     return lines
+
+
+def to_park_lines(parking: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:
+    """What a rollback will park, said before it begins: on which queue, how many, how old.
+
+    :param parking: ``told``, as for ``parking_lines``.
+    :param broker: the answer of the module ``queue_info`` with the tasks by their names.
+    """
+    answers = [one for one in parking.get("told") or () if one["tasks"] is not None]
+    changed = {name: version for one in answers for name, version in one["changed"].items()}
+    unknown = {name for one in answers for name in one["tasks"]}
+    found = [
+        {**some, "version": None if some["task"] in unknown else changed[some["task"]]}
+        for some in broker.get("tasks") or ()
+        if some["state"] in WOULD_RUN and some["task"] in unknown | set(changed)
+    ]
+    now = (broker.get("server") or {}).get("time")
+    shown = [sentence(some, now) for some in found[:_GROUPS_SHOWN]]
+    more = [f"and {len(found) - _GROUPS_SHOWN} more"] if len(found) > _GROUPS_SHOWN else []
+    return [f"  to be parked, as {answers[0]['release']} doesn't know them: {'; '.join(shown + more)}"] if found else []
 
 
 def _unrouted_lines(unrouted: Mapping[str, Any]) -> list[str]:

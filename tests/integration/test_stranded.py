@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, WAITING
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, SCHEDULED, WAITING
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import ENGINES, open_engine, worker_defaults
 
 from tests.demo.evidence import versions
@@ -171,3 +171,27 @@ def test_a_failed_deploy_parks_too_and_no_queue_is_left_without_a_listener(tmp_p
             assert set(engine.task_ids(QUEUE, PARKED, 10).ids) == set(scheduled)
             wait_for("the old release is alone", lambda: set(versions(stand)) == {"1"}, SECONDS)
             assert balance(engine, stand.ledger_url, [QUEUE, "later"]).balanced
+
+
+def test_a_rollback_leaves_a_queue_with_tasks_only_when_told_to(tmp_path: Path) -> None:
+    with a_stand("rq") as stand:
+        for name in BUILDS:
+            make_build(stand, name)
+        assert deploy(stand, tmp_path, "1", "old", pool_processes=1).status == 0
+        assert deploy(stand, tmp_path, "2", "new", pool_queues=[QUEUE, "fast"], pool_processes=1).status == 0
+        producer = stand.bench
+        known = producer.enqueue("fast", 0, 0, delay=3600)
+        unknown = producer.enqueue("fast", 1, 0, task=LATER, delay=3600)
+        refused = play(stand, tmp_path, "refused", "rollback", pool_hosts=HOSTS[0])
+        assert refused.status != 0
+        assert "Nobody would listen any more to queues that hold tasks: fast (1 scheduled)." in refused.output
+        assert sum(refused.changed.values()) == 0
+        assert set(versions(stand)) == {"2"}
+        back = play(stand, tmp_path, "back", "rollback", pool_hosts=HOSTS[0], pool_leave_queues="fast")
+        assert back.status == 0
+        assert f"doesn't know them: {producer.named(LATER)} (1 scheduled in fast, the oldest since " in back.output
+        assert "nobody listens to fast any more (1 scheduled)" in back.output
+        wait_for("the old release is alone", lambda: set(versions(stand)) == {"1"}, SECONDS)
+        with open_engine("rq", stand.broker_url, 10.0) as engine:
+            left, parked = (engine.task_ids("fast", state, 9).ids for state in (SCHEDULED, PARKED))
+            assert (left, parked) == ((known,), (unknown,))

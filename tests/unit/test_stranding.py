@@ -15,6 +15,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.strandin
     duration,
     names_of,
     require_consumers,
+    require_consumers_back,
     require_known,
 )
 from ansible_collections.backstep.workers.plugins.plugin_utils.text import (
@@ -23,6 +24,7 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.text import (
     schedule_lines,
     staying_lines,
 )
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import to_park_lines
 
 NOW = 1_000_000.0
 
@@ -64,6 +66,23 @@ def test_a_queue_with_a_backlog_needs_a_listener() -> None:
     assert "old (3 waiting, 1 retrying)." in str(refused.value)
     assert refused.value.details["queues"] == ["old"]
     require_consumers(["mail", "old"], queues)
+
+
+def test_a_rollback_that_leaves_a_queue_with_tasks_is_refused_with_the_way_round() -> None:
+    queues = {
+        "mail": {"waiting": 9}, "fast": {"waiting": 3, "retrying": None}, "mail.for-2": {"waiting": 5},
+        "elsewhere": {"waiting": 7}, "empty": {"waiting": 0, "dead": 2},
+    }  # fmt: skip
+    now = ["mail", "fast", "mail.for-2", "empty"]
+    tasks = [{**some("a", count=2), "queue": "fast"}, {**some("b", count=1), "queue": "fast"}, some("b", count=9)]
+    with pytest.raises(TasksStranded) as refused:
+        require_consumers_back(now, ["mail"], queues, tasks, {"a"})
+    assert "queues that hold tasks: fast (1 waiting)." in str(refused.value)
+    assert refused.value.next_step.endswith("ansible-playbook backstep.workers.rollback -e pool_leave_queues=fast")
+    require_consumers_back(now, ["mail"], queues, tasks, {"a", "b"})
+    require_consumers_back(now, ["mail", "fast"], queues, tasks, ())
+    with pytest.raises(TasksStranded, match=r"-e .\{\"pool_leave_queues\": "):
+        require_consumers_back(["a b"], [], {"a b": {"waiting": 1}}, [], ())
 
 
 @pytest.mark.parametrize(
@@ -146,6 +165,17 @@ def test_queues_that_the_old_release_does_not_listen_to_are_named_after_a_way_ba
     assert line.startswith("  ! nobody listens to new any more (2 waiting, 1 retrying); next: ")
     assert deserted_lines({"listened": ["mail", "new"]}, broker) == []
     assert deserted_lines({"listened": []}, broker) == []
+
+
+def test_a_rollback_says_before_it_begins_what_it_will_park() -> None:
+    tasks = [some("a", count=5, oldest=NOW - 180), some("b", "retrying"), some("a", "dead"), some("c")]
+    broker = {"tasks": tasks, "server": {"time": NOW}}
+    both = [told(None, "no"), told(["a"], changed={"b": "2"})]
+    (said,) = to_park_lines({"told": both}, broker)
+    assert said.startswith("  to be parked, as 1.0 doesn't know them: a (5 waiting in mail, the oldest since 3 min); b")
+    assert said.endswith("b with version 2 of its arguments (1 retrying in mail)")
+    assert to_park_lines({"told": [told([])]}, broker) == []
+    assert to_park_lines({"told": both}, {"failed": True, "msg": "no answer"}) == []
 
 
 def test_what_becomes_of_the_schedule_is_said() -> None:

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from .errors import TasksStranded
@@ -18,6 +21,7 @@ FIRST = ("1",)
 """The versions of the arguments of a task for which none is declared."""
 REFUSE, LEAVE = "refuse", "leave"
 _NAMED_AT_MOST = 10
+_PLAIN = re.compile(r"[\w.:-]+")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -109,25 +113,65 @@ def deserted(listened: Collection[str], queues: Mapping[str, Mapping[str, Any]])
 
 
 def require_consumers(listened: Collection[str], queues: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to leave a queue without consumers in which tasks are to be executed.
+    """Refuse a deploy that would leave a queue without consumers in which tasks are to be executed.
 
     :param listened: and ``queues``: as for ``deserted``.
     :raises TasksStranded: with the queues and their counts.
     """
     left = deserted(listened, queues)
     if left:
-        shown = "; ".join(f"{name} ({counts})" for name, counts in sorted(left.items()))
-        raise TasksStranded(
-            f"Nobody would listen any more to queues that hold tasks: {shown}.",
-            left="Nothing was changed.",
-            next_step=(
-                "Take the routes to their version away (backstep.workers.queue_route), which moves what lies there"
-                if all(map(is_tagged, left))
-                else "Keep them in pool_queues until they are empty"
-            )
-            + "; or set pool_stranded: leave.",
-            queues=sorted(left),
+        instead = (
+            "Take the routes to their version away (backstep.workers.queue_route), which moves what lies there"
+            if all(map(is_tagged, left))
+            else "Keep them in pool_queues until they are empty"
         )
+        raise _deserts(left, f"{instead}; or leave the tasks there: -e {_leaving(left)}")
+
+
+def require_consumers_back(
+    now: Collection[str],
+    listened: Collection[str],
+    queues: Mapping[str, Mapping[str, Any]],
+    tasks: Sequence[Mapping[str, Any]],
+    parked: Collection[str],
+) -> None:
+    """Refuse a rollback that would leave a queue without consumers in which tasks are to be executed.
+
+    What lies in a queue for the workers of one version alone is moved back on the way, so it doesn't count.
+
+    :param now: the queues that are listened to as it is.
+    :param listened: and ``queues``: as for ``deserted``.
+    :param tasks: as for ``names_of``.
+    :param parked: the names of those that are parked on the way.
+    :raises TasksStranded: with the queues and their counts.
+    """
+    stay = {name: dict(counts) for name, counts in queues.items() if name in now and not is_tagged(name)}
+    for some in tasks:
+        held = stay.get(some["queue"], {})
+        if some["task"] in parked and held.get(some["state"]) is not None:
+            held[some["state"]] = max(0, held[some["state"]] - some["count"])
+    left = deserted(listened, stay)
+    if left:
+        command = f"ansible-playbook backstep.workers.rollback -e {_leaving(left)}"
+        raise _deserts(left, f"Go back all the same, and the tasks stay there until a release listens again: {command}")
+
+
+def _leaving(queues: Iterable[str]) -> str:
+    """What to add to a command after ``-e`` so that these queues may be left, to be copied into a shell."""
+    names = sorted(queues)
+    if all(map(_PLAIN.fullmatch, names)):
+        return f"pool_leave_queues={','.join(names)}"
+    return shlex.quote(json.dumps({"pool_leave_queues": names}))
+
+
+def _deserts(left: Mapping[str, str], next_step: str) -> TasksStranded:
+    shown = "; ".join(f"{name} ({counts})" for name, counts in sorted(left.items()))
+    return TasksStranded(
+        f"Nobody would listen any more to queues that hold tasks: {shown}.",
+        left="Nothing was changed.",
+        next_step=next_step,
+        queues=sorted(left),
+    )
 
 
 def sentence(some: Mapping[str, Any], now: Optional[float]) -> str:
