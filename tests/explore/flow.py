@@ -207,6 +207,7 @@ class Run:
     def variables(self, extra: _Variables = ()) -> dict[str, Any]:
         """What a template sees for the host that is next."""
         found = {**DEFAULTS, "pool_version": self.release, **dict(self.settings), "inventory_hostname": self.host}
+        found["ansible_play_hosts_all"] = list(self.hosts)
         found["query"] = lambda _kind, _pattern: list(self.hosts)
         found["hostvars"] = {host: self.own.get(host, {}) for host in self.hosts}
         found.update(self.shared)
