@@ -40,6 +40,8 @@ def missing_packages(profile: str) -> list[str]:
     if profile != "demo":
         # Sidekiq, Node and RabbitMQ are what the tests of their engines run.
         wanted |= {"git": "git", "rabbitmq-server": "rabbitmq-server", "sidekiq": "ruby-sidekiq", **node.programs()}
+        # What reads the metrics: promtool checks text and alerts, node exporter serves them.
+        wanted |= {"promtool": "prometheus", "prometheus-node-exporter": "prometheus-node-exporter"}
     if profile == "test":
         wanted |= docker.programs()
     return [package for program, package in wanted.items() if not packages.have(program)]

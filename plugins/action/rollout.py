@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -28,7 +29,9 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder i
     require_drain_time,
     require_put_back,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.metrics import render
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import ABORT, OVERLAP
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_metrics import pool_samples
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
     LEAVE,
     require_consumers,
@@ -43,7 +46,7 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal im
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import effect_lines, to_park_lines
 
-OPERATIONS = ["plan", "note", "dead", "stands", "end", "status", "report"]
+OPERATIONS = ["plan", "note", "dead", "stands", "end", "status", "metrics", "report"]
 OPTIONS: dict[str, Any] = {
     "operation": {"type": "str", "required": True, "choices": OPERATIONS},
     "pool": {"type": "str", "required": True},
@@ -85,6 +88,7 @@ OPTIONS: dict[str, Any] = {
     "unknown": {"type": "list", "elements": "str", "default": []},
     "report_dir": {"type": "str", "default": ""},
     "status_file": {"type": "str", "default": ""},
+    "metrics_file": {"type": "str", "default": ""},
     "journals": {"type": "str", "default": ""},
     "asked": {"type": "float"},
 }
@@ -107,6 +111,7 @@ class ActionModule(ActionBase):
             "stands": self._stands,
             "end": self._end,
             "status": self._status,
+            "metrics": self._metrics,
             "report": self._report,
         }
         validation = ArgumentSpecValidator(OPTIONS).validate(self._task.args)
@@ -238,8 +243,19 @@ class ActionModule(ActionBase):
         if params["status_file"] and not self._task.check_mode:
             data = status_file.status_data(params["pool"], answers, params["broker"], lines, time.time())
             self._show([f"status: {status_file.write(data, params['status_file'])}"])
-        silent = [host for host, answer in answers.items() if fleet.failure_of(answer, "pool_state")]
-        silent += ["the broker"] if fleet.failure_of(params["broker"], "queues") else []
+        silent = _silent(answers, params["broker"])
+        return {"text": lines, "ok": not silent, "silent": silent}
+
+    def _metrics(self, params: dict[str, Any]) -> dict[str, Any]:
+        answers = self._answers(params["answers"], list(self._variables["ansible_play_hosts_all"]))
+        needs = status_file.needs_a_person(text.status_lines(params["pool"], answers, params["broker"]))
+        samples = pool_samples(params["pool"], answers, params["broker"], len(needs), time.time())
+        path = Path(params["metrics_file"]).expanduser().absolute()
+        if not self._task.check_mode:
+            status_file.write_text(path, render(samples))
+        lines = [f"metrics: {path}"]
+        self._show(lines)
+        silent = _silent(answers, params["broker"])
         return {"text": lines, "ok": not silent, "silent": silent}
 
     def _report(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -250,6 +266,12 @@ class ActionModule(ActionBase):
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
         self._show(lines)
         return {"text": lines, "silent": [host for host in journals if host not in data["clocks"]]}
+
+
+def _silent(answers: dict[str, Optional[dict[str, Any]]], broker: dict[str, Any]) -> list[str]:
+    """Who gave no answer."""
+    hosts = [host for host, answer in answers.items() if fleet.failure_of(answer, "pool_state")]
+    return hosts + (["the broker"] if fleet.failure_of(broker, "queues") else [])
 
 
 def _require_fit(params: dict[str, Any], lost: list[str]) -> None:

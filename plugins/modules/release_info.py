@@ -68,13 +68,15 @@ pool_state:
   description: >-
     The pool on this host. C(current), C(current_state), C(since) (epoch seconds), C(running) (processes by the
     release that they
-    report), C(processes), C(link), C(releases), C(good) (the latest first), C(rollout), C(guard_armed), C(lease),
+    report), C(processes), C(link), C(releases), C(good) (the latest first), C(rollout), C(guard_armed),
+    C(guard_seconds_left) (until it takes the host back, or null), C(lease),
     C(scheduler) (C(release) and C(pid) of the one that runs here, C(host) and C(period) of the one that should; null
     where there is none), C(draining) (releases that were left with tasks to end), C(reaped) (those of which every
     process has ended since), C(last_token),
     C(rollback) (C(target), C(needed), C(problem)), C(tells_tasks) (whether that target or the current release can be
     asked which tasks it can run), C(queues) (that the current release listens to), C(back_queues) (that the target
-    listens to), C(problems), C(clock) (epoch seconds) and C(events).
+    listens to), C(problems), C(clock) (epoch seconds), C(last_events) (when the journal noted the last
+    C(confirmed), C(rolled_back), C(rollback_failed) and C(guard_fired), epoch seconds) and C(events).
   type: dict
   returned: success
   sample: {"current": "2.4.0-3fa9c1d2", "current_state": "good", "running": {"2.4.0-3fa9c1d2": 4}}

@@ -21,10 +21,11 @@ options:
       - V(plan) decides whether and how a rollout is done. V(note) enters answers into the record of the rollout.
         V(dead) sorts tasks that have died in it by the rules for them; without a plan it only shows them.
         V(stands) says which release each host is on. V(end) shows how the rollout ended and writes the report.
-        V(status) shows the pool. V(report) writes the report of the last rollout from the journals alone.
+        V(status) shows the pool. V(metrics) writes its metrics. V(report) writes the report of the last rollout from
+        the journals alone.
     type: str
     required: true
-    choices: [plan, note, dead, stands, end, status, report]
+    choices: [plan, note, dead, stands, end, status, metrics, report]
   pool:
     description: The name of the pool.
     type: str
@@ -123,7 +124,8 @@ options:
     type: float
     default: 0.0
   answers:
-    description: The variable in which each host's answer was registered, for O(operation=plan) and O(operation=status).
+    description: The variable in which each host's answer was registered, for O(operation=plan), O(operation=status)
+      and O(operation=metrics).
     type: str
     default: ''
   broker:
@@ -206,6 +208,10 @@ options:
     description: A file on the controller that the status is also written to, as JSON. Empty means none.
     type: str
     default: ''
+  metrics_file:
+    description: The file on the controller that O(operation=metrics) writes, in Prometheus's text format.
+    type: str
+    default: ''
   journals:
     description: The variable in which each host's journal was registered, for the report.
     type: str
@@ -257,7 +263,7 @@ stands:
 ok:
   description: Whether the pool is where it was asked to be, or whether all that was asked for its status has answered.
   type: bool
-  returned: with O(operation=end) and O(operation=status)
+  returned: with O(operation=end), O(operation=status) and O(operation=metrics)
   sample: true
 message:
   description: How it ended and why, in one line.
@@ -268,7 +274,7 @@ silent:
   description: Who gave no answer.
   type: list
   elements: str
-  returned: with O(operation=status)
+  returned: with O(operation=status) and O(operation=metrics)
   sample: []
 text:
   description: What was shown, line by line.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.files import write_file
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import refused_by_system
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
 
 SCHEMA = 1
@@ -35,13 +36,29 @@ def status_data(
         hosts[host] = {"error": why} if why else {key: state[key] for key in state if key not in _LEFT_OUT}
     why = failure_of(broker, "queues")
     told = {"error": why} if why else {key: broker[key] for key in _OF_BROKER if key in broker}
-    needs = [line.strip().removeprefix("! ") for line in lines if line.lstrip().startswith("! ")]
+    needs = needs_a_person(lines)
     return {"schema": SCHEMA, "pool": pool, "at": at, "hosts": hosts, "broker": told, "needs_a_person": needs}
+
+
+def needs_a_person(lines: Sequence[str]) -> list[str]:
+    """Of the lines that ``status`` shows, those that name what needs a person."""
+    return [line.strip().removeprefix("! ") for line in lines if line.lstrip().startswith("! ")]
 
 
 def write(data: Mapping[str, Any], path: str) -> str:
     """Write it, so that whoever reads it meanwhile has the old one or this; its path."""
     target = Path(path).expanduser().absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_file(target, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode(), 0o644)
+    write_text(target, json.dumps(data, indent=1, sort_keys=True) + "\n")
     return str(target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file for whoever may read it, whole or not at all.
+
+    :raises HostUnfit: the system refuses it; what was there before still is.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, text.encode("utf-8"), 0o644)
+    except OSError as error:
+        raise refused_by_system(error, f"{path} could not be written") from None

@@ -13,7 +13,7 @@ from .._rollout.hook_steps import AFTER_CONFIRM
 from .._rollout.hooks import is_once, name_of, pending
 from .._rollout.names import worker_prefix
 from .._rollout.pool_state import DEPLOY, GOOD, STUCK, Draining, PoolState
-from .._rollout.rules import is_live, rollback_target
+from .._rollout.rules import Moment, is_live, rollback_target
 from .clock import Deadline, moment, uptime
 from .draining import still_running
 from .host import Host
@@ -23,6 +23,8 @@ from .supervisors.base import MainProcess
 
 RUNNING = "running"
 _PRUNE_SECONDS = 5.0
+# How a rollout ends on a host.
+_ENDS = ("confirmed", "rolled_back", "rollback_failed", "guard_fired")
 
 
 def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: str = "") -> dict[str, Any]:
@@ -56,6 +58,7 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "good": state.good_releases(),
         "rollout": {**vars(state.rollout), "open": state.rollout.open} if state.rollout else None,
         "guard_armed": host.supervisor.guard_armed() if state.rollout and state.rollout.open else False,
+        "guard_seconds_left": _guard_seconds_left(state, now),
         "lease": {**vars(lease), "expires_in": round(lease.expires - now.up, 1)}
         if lease and is_live(lease, now)
         else None,
@@ -74,8 +77,17 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         ],
         "torn_bytes": torn,
         "clock": now.time,
+        "last_events": {event["event"]: event["time"] for event in journal if event["event"] in _ENDS},
         "events": journal[-events:] if events else [],
     }
+
+
+def _guard_seconds_left(state: PoolState, now: Moment) -> Optional[float]:
+    """Until the guard takes this host back; None while nothing waits for a confirmation, or since a reboot."""
+    rollout = state.rollout
+    if not rollout or not rollout.open or rollout.deadline is None or rollout.boot != now.boot:
+        return None
+    return round(rollout.deadline - now.up, 1)
 
 
 def _scheduler(state: PoolState, runs: Optional[tuple[str, int]]) -> Optional[dict[str, Any]]:

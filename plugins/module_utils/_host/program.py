@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 from .._rollout.errors import BackstepError, HostUnfit, refused_by_system
+from .._rollout.metrics import render
 from .._rollout.names import utc
+from .._rollout.pool_metrics import host_samples
 from .clock import Deadline
+from .files import write_file
 from .host import Host
 from .info import describe_host
 from .layout import Part
@@ -93,6 +96,17 @@ def rollback(host: Host, options: argparse.Namespace) -> int:
     return 0
 
 
+def metrics(host: Host, options: argparse.Namespace) -> int:
+    """What is measured here, as Prometheus reads it."""
+    found = describe_host(host)
+    text = render(host_samples(found, found["clock"]))
+    if options.write:
+        write_file(Path(options.write).absolute(), text.encode("utf-8"), 0o644)
+    if options.json or not options.write:
+        _print(options, found, text.splitlines())
+    return 0
+
+
 def run_guard(host: Host, options: argparse.Namespace) -> int:
     """What the supervisor runs when the rollout's time is up, or at boot."""
     host.by = "guard"
@@ -134,6 +148,7 @@ COMMANDS: dict[str, Callable[[Host, argparse.Namespace], int]] = {
     "history": history,
     "verify": verify,
     "rollback": rollback,
+    "metrics": metrics,
     "guard": run_guard,
     "reap": run_reaper,
     "resume": resume,
@@ -153,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--to", default="", metavar="ID", help="a good release (default: the last one)")
             command.add_argument("--reason", default="asked for on the host", help="for the journal")
             command.add_argument("--cross-barrier", action="store_true", help="also out of what can't be undone")
+        elif name == "metrics":
+            command.add_argument("--write", default="", metavar="FILE", help="for node exporter: a file, and not here")
         elif name == "guard":
             command.add_argument("--boot", action="store_true")
             command.add_argument("--wait", action="store_true")
