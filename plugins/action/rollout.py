@@ -17,7 +17,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._hook_args import
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import unique
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_times
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, notices, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule, require_dead
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import stands
@@ -229,11 +229,15 @@ class ActionModule(ActionBase):
         lines += effect_lines(params["effects"])
         lines += text.deserted_lines(params["parking"], params["broker"]) if outcome["ended"] == "rolled_back" else []
         lines += [*parking, *dead_lines(params["dead"]), *text.care_lines(outcome, params["broker"], parking)]
+        event = notices.event_of_end(params["pool"], params["plan"], params["record"], outcome, time.time())
+        event["next"] = "; ".join(line.removeprefix("next: ") for line in lines if line.startswith("next: "))
         if params["report_dir"] and not self._task.check_mode:
-            lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
+            paths = report.write(data, params["report_dir"])
+            event["report"] = paths[0]
+            lines += [f"report: {path}" for path in paths]
         self._show(lines)
         why = f" Why: {outcome['reasons']}" if outcome["reasons"] else ""
-        return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, "outcome": outcome}
+        return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, "outcome": outcome, "event": event}
 
     def _status(self, params: dict[str, Any]) -> dict[str, Any]:
         playing = list(self._variables["ansible_play_hosts_all"])

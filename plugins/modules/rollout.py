@@ -276,6 +276,12 @@ silent:
   elements: str
   returned: with O(operation=status) and O(operation=metrics)
   sample: []
+event:
+  description: How it ended, for M(backstep.workers.rollout_notification). C(id), C(what), C(pool), C(rollout), C(from),
+    C(to), C(now), C(verdict), C(reason), C(hosts), C(by), C(at), C(next) and C(report).
+  type: dict
+  returned: with O(operation=end)
+  sample: {"id": "mail-12", "what": "went_back", "pool": "mail", "rollout": 12}
 text:
   description: What was shown, line by line.
   type: list

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan, failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.notices import lines as notice_lines
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.schedulers import pool_problems
@@ -251,6 +253,8 @@ def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any
         f"  rollback barrier: {release} can't be undone ({reason}), so going back out of it needs pool_cross_barrier"
         for release, reason in barriers.items()
     ]
+    states = {host: answer["pool_state"] for host, answer in answers.items() if not failure_of(answer, "pool_state")}
+    notes += notice_lines(states, time.time())
     more = [*_scheduler_lines(answers), *_lease_lines(answers), *_mixed_lines(answers), *_queue_lines(broker)]
     return [f"Pool {pool}", *table(rows), *notes, *more, *dead_and_parked_lines(broker), *gate_lines(broker)]
 

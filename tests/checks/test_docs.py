@@ -57,7 +57,9 @@ def test_yaml_block_is_taken(text: str, tmp_path: Path) -> None:
         "name": "Check the variables as the role does",
         "ansible.builtin.validate_argument_spec": {"argument_spec": options, "provided_arguments": given},
     }
-    values = {"vault_redis_password": "secret", "vault_rabbit_password": "secret", "pool_version": "2.4.0"}
+    event = yaml.safe_load((CHECKOUT / "roles/pool/vars/main.yml").read_text(encoding="utf-8"))["pool_event"]
+    secrets = dict.fromkeys(("vault_redis_password", "vault_rabbit_password", "vault_chat_path"), "secret")
+    values = {**secrets, "pool_version": "2.4.0", "pool_event": event}
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": values, "tasks": [check]}
     playbook([play], tmp_path)
 

@@ -42,7 +42,7 @@ OF_FLEETS = DISTURBANCES if MORE else frozenset(("controller dies", "verdict", "
 NONE: frozenset[str] = frozenset()
 
 # Of releases with hooks or a rollback barrier, which have tests of their own: nothing runs a hook on paper.
-ELSEWHERE = ("hook_started", "hook_ended", "barrier_held", "journal_cut", "so_far")
+ELSEWHERE = ("hook_started", "hook_ended", "barrier_held", "journal_cut", "so_far", "notified")
 
 SCOPES = {
     scope.name: replace(scope, depth=scope.depth + MORE)

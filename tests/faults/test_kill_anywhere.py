@@ -27,6 +27,7 @@ ELSEWHERE = {
     "drain_overran": "tests/integration/test_supervisord_reaper.py",
     "guard_fired": "each case that waits; tests/integration/test_supervisord_guard.py",
     "reaped": "tests/integration/test_supervisord_reaper.py",
+    "notified": "tests/integration/test_notifications.py",
     "rollback_failed": "tests/integration/test_supervisord_stuck.py",
     "scheduler_handed_over": "tests/integration/test_supervisord_scheduler.py",
     "torn_line": "tests/unit/test_journal.py, tests/faults/test_host_resources.py",

@@ -268,6 +268,7 @@ def test_every_event_is_told_of_in_these_tests() -> None:
     story = Story().good(A).good(B).bad(C).note("quarantined", release=B, reason="").note("pruned", release=C)
     story.note("rollback_failed", target=A, reason="", running=[])
     story.note("drain_overran", release=A, running=[]).note("reaped", release=A, outcome="clean", running=[])
+    story.note("notified", notice={"id": "letters-1", "rollout": 1, "left": []})
     story.note("barrier_held", release=B).hook(B, "before_rollback")
     # What stands for lines that were cut off is of the journal's tests.
     assert {event["event"] for event in story.events} | set(EVIDENCE) | {SO_FAR, CUT} == set(EVENTS)

@@ -65,6 +65,8 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "hooks_pending": hooks_pending(state),
         "last_token": state.last_token,
         "last_owner": lease.owner if lease else None,
+        "last_lease": {"token": lease.token, "kind": lease.kind} if lease else None,
+        "notices": list(state.notices.values()),
         "barriers": {release: vars(barrier) for release, barrier in state.barriers.items() if barrier.behind},
         "rollback": back,
         # The current one is where a deploy that fails goes back to.

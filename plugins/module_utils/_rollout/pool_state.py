@@ -138,7 +138,7 @@ class PoolState:
     """The fold of a journal. ``confirmed`` lists release ids, the latest confirmed last; ``barriers`` go by release.
 
     ``ran`` are the hooks of each release that have run well in the present rollout, ``hooking`` is the event of one
-    that was started and has not ended.
+    that was started and has not ended. ``notices`` say by id who was told of a rollout's end, and who was not.
     """
 
     releases: dict[str, Release] = field(default_factory=dict)
@@ -152,6 +152,7 @@ class PoolState:
     reaped: dict[str, Reaped] = field(default_factory=dict)
     ran: dict[str, list[str]] = field(default_factory=dict)
     hooking: Optional[Event] = None
+    notices: dict[str, dict[str, Any]] = field(default_factory=dict)
     last_token: int = 0
     changed: float = 0.0
 

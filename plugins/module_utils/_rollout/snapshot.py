@@ -31,7 +31,8 @@ def state_from(plain: Mapping[str, Any]) -> PoolState:
     :raises JournalDamaged: it is none.
     """
     try:
-        found = dict(plain)
+        # A line from before there were notices has none.
+        found = {"notices": {}, **plain}
         for name, kind in _ONE.items():
             found[name] = kind(**found[name]) if found[name] is not None else None
         for name, kind in _BY_NAME.items():

@@ -9,6 +9,7 @@ from typing import Callable, Optional
 
 from .errors import JournalDamaged
 from .hook_steps import AFTER_CONFIRM, AFTER_STAGE, BEFORE_STAGE, BEFORE_SWITCH, DONE, hook_mark, marks_of
+from .notices import with_notice
 from .pool_state import (
     BAD,
     CONFIRMED,
@@ -233,6 +234,10 @@ def _quarantined(state: PoolState, event: Event) -> None:
     _set_release(state, event["release"], BAD, event, event["reason"])
 
 
+def _notified(state: PoolState, event: Event) -> None:
+    state.notices = with_notice(state.notices, event["notice"])
+
+
 def _pruned(state: PoolState, event: Event) -> None:
     state.releases.pop(event["release"], None)
     state.reaped.pop(event["release"], None)
@@ -274,6 +279,7 @@ EVENTS: dict[str, Callable[[PoolState, Event], None]] = {
     "rolled_back": _rolled_back,
     "barrier_held": _barrier_held,
     "quarantined": _quarantined,
+    "notified": _notified,
     "pruned": _pruned,
     "torn_line": _noted,
     SO_FAR: _so_far,
