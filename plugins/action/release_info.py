@@ -21,7 +21,7 @@ class ActionModule(HostAction):
         variables = task_vars or {}
 
         def call() -> dict[str, Any]:
-            said: dict[str, Any] = self._execute_module(task_vars=variables, wrap_async=self._task.async_val)
+            said = self.call(variables)
             if not self._task.async_val:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
             return said

@@ -22,11 +22,8 @@ class ActionModule(HostAction):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
         """Drain on the host; then name the tasks of workers that did not end, and put back those of killed ones."""
         super().run(tmp, task_vars)
-        result = self.ask(
-            task_vars or {},
-            lambda: dict(self._execute_module(module_name="backstep.workers.worker_drain", task_vars=task_vars)),
-            self.known(),
-        )
+        variables = task_vars or {}
+        result = self.ask(variables, lambda: self.call(variables), self.known())
         if not self._task.args.get("broker_url"):
             return result
         workers = result.get("running") or (result.get("error") or {}).get("details", {}).get("running")

@@ -86,3 +86,31 @@ options:
         default: abort
         choices: [abort, requeue, kill, leave]
 """
+
+    PROGRESS = r"""
+options:
+  part_seconds:
+    description:
+      - After how many seconds of a drain the call ends although it isn't over, with RV(still). V(0) means not before.
+      - The controller's side of this module sets it, asks again until the drain is over, and shows in between how far
+        it is.
+    type: float
+    default: 0.0
+  goes_on:
+    description: Whether the call before has begun this drain, whose deadline then holds. Set by the controller's side.
+    type: bool
+    default: false
+  engine:
+    description: The engine of the pool. Needed with O(broker_url).
+    type: str
+    default: ''
+  broker_url:
+    description: The URL of the broker. With it the controller, which has to reach it, tells tasks and not only workers.
+    type: str
+    default: ''
+  queues:
+    description: The queues of the pool. Needed with O(broker_url).
+    type: list
+    elements: raw
+    default: []
+"""

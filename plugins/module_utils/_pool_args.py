@@ -8,8 +8,8 @@ from typing import Any
 
 from ._host.host import Host, default_python
 from ._host.layout import Pool
-from ._host.steps import Terms
 from ._host.supervisors.table import SUPERVISORS
+from ._host.terms import Slice, Terms
 from ._rollout.errors import BadInput
 from ._rollout.ids import check_pool_name
 
@@ -36,6 +36,15 @@ DRAIN_OPTIONS: dict[str, Any] = {
     },
 }
 
+# What the controller's side shows while tasks are executing: whose they are, and how far that is.
+PROGRESS_OPTIONS: dict[str, Any] = {
+    "part_seconds": {"type": "float", "default": 0.0},
+    "goes_on": {"type": "bool", "default": False},
+    "engine": {"type": "str", "default": ""},
+    "broker_url": {"type": "str", "default": "", "no_log": True},
+    "queues": {"type": "list", "elements": "raw", "default": []},
+}
+
 
 def open_host(params: dict[str, Any]) -> Host:
     """The host's side of the pool that the options name.
@@ -57,6 +66,11 @@ def open_host(params: dict[str, Any]) -> Host:
     return Host(params["root"] or f"/opt/backstep/{name}", pool)
 
 
+def part_of(params: dict[str, Any]) -> Slice:
+    """Which part of a drain is asked for."""
+    return Slice(params.get("part_seconds") or 0.0, bool(params.get("goes_on")))
+
+
 def terms_of(params: dict[str, Any]) -> Terms:
     """How a step is to be taken, from whichever of the options a module has."""
     given = {
@@ -66,5 +80,6 @@ def terms_of(params: dict[str, Any]) -> Terms:
         "confirm_seconds": params.get("confirm_timeout"),
         "keep": params.get("keep"),
         "once": params.get("once"),
+        "part": part_of(params),
     }
     return Terms(**{name: value for name, value in given.items() if value is not None})

@@ -25,6 +25,7 @@ extends_documentation_fragment:
   - backstep.workers.pool
   - backstep.workers.pool.host
   - backstep.workers.pool.drain
+  - backstep.workers.pool.progress
 attributes:
   diff_mode:
     support: full
@@ -175,6 +176,12 @@ evidence:
   type: dict
   returned: success
   sample: {"outcome": "ok", "release": "2.3.0-11d0a7b2", "problems": [], "processes": []}
+still:
+  description: How far a drain is that is not over. C(release), C(waited) and C(left) (seconds since it began, and until
+    its deadline), C(running) (the workers that have a task) and C(counts) (how many there were before).
+  type: dict
+  returned: with O(part_seconds), when the drain takes longer
+  sample: {"release": "2.3.0-11d0a7b2", "waited": 10.0, "left": 290.0, "running": [], "counts": [[2.0, 3]]}
 """
 
 from typing import Any
@@ -186,6 +193,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._module import ru
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import (
     DRAIN_OPTIONS,
     POOL_OPTIONS,
+    PROGRESS_OPTIONS,
     open_host,
     terms_of,
 )
@@ -220,6 +228,7 @@ def main() -> None:
         argument_spec={
             **POOL_OPTIONS,
             **DRAIN_OPTIONS,
+            **PROGRESS_OPTIONS,
             "release": {"type": "str", "required": True},
             "to": {"type": "str", "default": ""},
             "rollout": {"type": "int", "required": True},

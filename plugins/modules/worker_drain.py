@@ -20,6 +20,7 @@ extends_documentation_fragment:
   - backstep.workers.pool
   - backstep.workers.pool.host
   - backstep.workers.pool.drain
+  - backstep.workers.pool.progress
 attributes:
   diff_mode:
     support: none
@@ -38,22 +39,12 @@ options:
       refused during one.
     type: int
     default: 0
-  engine:
-    description: The engine of the pool. Needed with O(broker_url).
-    type: str
-    default: ''
   broker_url:
     description:
-      - The URL of the broker. With it the controller names the tasks that still execute, and with
-        O(drain.on_timeout=requeue) puts the tasks of killed
-        workers back.
+      - The URL of the broker. With it the controller tells how many tasks are left while it waits, names those that
+        still execute at the deadline, and with O(drain.on_timeout=requeue) puts the tasks of killed workers back.
     type: str
     default: ''
-  queues:
-    description: The queues of the pool. Needed with O(broker_url).
-    type: list
-    elements: raw
-    default: []
 """
 
 EXAMPLES = r"""
@@ -113,6 +104,12 @@ recovered:
   elements: dict
   returned: with O(broker_url) and O(drain.on_timeout=requeue), when workers were killed
   sample: []
+still:
+  description: How far a drain is that is not over. C(release), C(waited) and C(left) (seconds since it began, and until
+    its deadline), C(running) (the workers that have a task) and C(counts) (how many there were before).
+  type: dict
+  returned: with O(part_seconds), when the drain takes longer
+  sample: {"release": "2.3.0-11d0a7b2", "waited": 10.0, "left": 290.0, "running": [], "counts": [[2.0, 3]]}
 """
 
 from typing import Any
@@ -120,7 +117,13 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._host.moving import drain_host, resume_host
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
-from ansible_collections.backstep.workers.plugins.module_utils._pool_args import DRAIN_OPTIONS, POOL_OPTIONS, open_host
+from ansible_collections.backstep.workers.plugins.module_utils._pool_args import (
+    DRAIN_OPTIONS,
+    POOL_OPTIONS,
+    PROGRESS_OPTIONS,
+    open_host,
+    part_of,
+)
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -129,8 +132,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     common = {"release": params["release"], "rollout": params["rollout"], "check_mode": module.check_mode}
     if params["state"] == "running":
         return resume_host(open_host(params), **common)
-    drain = params["drain"]
-    return drain_host(open_host(params), seconds=drain["timeout"], policy=drain["on_timeout"], **common)
+    seconds, policy = params["drain"]["timeout"], params["drain"]["on_timeout"]
+    return drain_host(open_host(params), seconds=seconds, policy=policy, part=part_of(params), **common)
 
 
 def main() -> None:
@@ -139,12 +142,10 @@ def main() -> None:
         argument_spec={
             **POOL_OPTIONS,
             **DRAIN_OPTIONS,
+            **PROGRESS_OPTIONS,
             "state": {"type": "str", "default": "drained", "choices": ["drained", "running"]},
             "release": {"type": "str", "default": ""},
             "rollout": {"type": "int", "default": 0},
-            "engine": {"type": "str", "default": ""},
-            "broker_url": {"type": "str", "default": "", "no_log": True},
-            "queues": {"type": "list", "elements": "raw", "default": []},
         },
         supports_check_mode=True,
     )

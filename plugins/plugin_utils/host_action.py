@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
 from ansible import constants as C
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import HostSilent
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import (
     STEP_SECONDS,
@@ -21,6 +24,9 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.answering import 
     not_asked,
     time_limit,
 )
+from ansible_collections.backstep.workers.plugins.plugin_utils.drain_parts import in_parts, may_drain
+from ansible_collections.backstep.workers.plugins.plugin_utils.progress import Board, Ticker
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_progress import Waiting
 
 
 class HostAction(ActionBase):
@@ -39,8 +45,12 @@ class HostAction(ActionBase):
         if silent.seconds(host):
             return _unreachable(not_asked(host, silent.seconds(host)))
         seconds = self._step_seconds() and self._step_seconds() + known
+        name = str(variables.get("inventory_hostname"))
+        waiting = Waiting(name, self._module(), 0.0, known, 0.0 if math.isinf(seconds) else seconds, asked=host)
+        board, drains = Board(Path(C.DEFAULT_LOCAL_TMP)), may_drain(self._module(), self._task.args)
+        self._ticker = Ticker(board, waiting, _show, Display().columns, drains)
         try:
-            with time_limit(seconds):
+            with self._ticker.running(), time_limit(seconds):
                 return work()
         except NoAnswer:
             # Ansible would ask the host to remove it, and wait.
@@ -50,15 +60,35 @@ class HostAction(ActionBase):
             silent.add(host, seconds)
             return _unreachable(gave_no_answer(host, seconds))
 
+    def call(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Call the module of the task, in parts if it has a drain to wait for; within ``ask``."""
+
+        def once(args: Mapping[str, Any]) -> dict[str, Any]:
+            name, background = self._task.action, self._task.async_val
+            said: dict[str, Any] = self._execute_module(name, dict(args), task_vars=variables, wrap_async=background)
+            return said
+
+        if self._task.check_mode or self._task.async_val or not may_drain(self._module(), self._task.args):
+            return once(self._task.args)
+        return in_parts(self._task.args, once, self._ticker.note)
+
     def known(self, size: int = 0) -> float:
         """How many seconds this step may wait for by itself, as its options say."""
-        return known_seconds(self._task.action.rpartition(".")[2], self._task.args, size)
+        return known_seconds(self._module(), self._task.args, size)
+
+    def _module(self) -> str:
+        return str(self._task.action.rpartition(".")[2])
 
     def _step_seconds(self) -> float:
         try:
             return max(0.0, float(self._task.args.get("step_timeout", STEP_SECONDS)))
         except (TypeError, ValueError):
             return STEP_SECONDS  # the module will refuse it
+
+
+def _show(line: str) -> None:
+    """At once, also into a pipe: standard output is kept back there until there is more of it."""
+    Display().display(line, stderr=True)
 
 
 def _unreachable(error: HostSilent) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.layout impo
 from ansible_collections.backstep.workers.plugins.module_utils._host.leasing import give_back, take
 from ansible_collections.backstep.workers.plugins.module_utils._host.moving import confirm_host, switch_host
 from ansible_collections.backstep.workers.plugins.module_utils._host.staging import stage_host
-from ansible_collections.backstep.workers.plugins.module_utils._host.steps import Terms
 from ansible_collections.backstep.workers.plugins.module_utils._host.store import Content
+from ansible_collections.backstep.workers.plugins.module_utils._host.terms import Terms
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import manifest_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.ids import release_id
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import Grant

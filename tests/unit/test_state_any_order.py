@@ -24,10 +24,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.leasing imp
 from ansible_collections.backstep.workers.plugins.module_utils._host.moving import confirm_host, switch_host
 from ansible_collections.backstep.workers.plugins.module_utils._host.reaping import reap
 from ansible_collections.backstep.workers.plugins.module_utils._host.staging import stage_host
-from ansible_collections.backstep.workers.plugins.module_utils._host.steps import Terms
 from ansible_collections.backstep.workers.plugins.module_utils._host.store import Content
 from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors import table
 from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors.base import REAPER
+from ansible_collections.backstep.workers.plugins.module_utils._host.terms import Terms
 from ansible_collections.backstep.workers.plugins.module_utils._host.way_back import go_back_alone, guard
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import rules
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, NoGoodRelease

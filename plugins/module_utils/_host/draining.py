@@ -5,19 +5,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from .._rollout.errors import DrainTimeout, StaleToken
 from .._rollout.names import worker_prefix
 from .._rollout.plans import ABORT, KILL, LEAVE, REQUEUE
+from .._rollout.pool_state import Event
 from .._rollout.rules import describe_owner
+from .._rollout.state import last_of
 from . import asking
-from .clock import Deadline, until, uptime
+from .clock import Deadline, moment, until, uptime
 from .commands import kill_process
 from .host import Host
 from .layout import Part
+from .terms import WHOLE, Slice
 
 _KILL_SECONDS = 15.0
+# Workers without a task have ended by then: from here on it can be told how quickly tasks end.
+_IDLE_SECONDS = 2.0
 
 
 @dataclass
@@ -33,6 +38,18 @@ class Drained:
     outcome: str
     waited: float
     running: list[dict[str, Any]] = field(default_factory=list)
+
+
+class StillDraining(Exception):
+    """No failure: the part of a drain that was asked for is over, and the drain is not. Nothing was given up.
+
+    ``progress``: ``release``, ``waited`` and ``left`` (seconds since it began, and until its deadline), ``running`` as
+    in ``Drained``, and ``counts``: how many workers there were before, as ``[waited, count]``.
+    """
+
+    def __init__(self, progress: dict[str, Any]) -> None:
+        super().__init__(f"{progress['release']} still drains.")
+        self.progress = progress
 
 
 def still_running(host: Host, release: str) -> list[dict[str, Any]]:
@@ -51,27 +68,32 @@ def still_running(host: Host, release: str) -> list[dict[str, Any]]:
     return list(workers.values())
 
 
-def drain(host: Host, release: str, token: int, seconds: float, policy: str) -> Drained:
+def drain(host: Host, release: str, token: int, seconds: float, policy: str, part: Slice = WHOLE) -> Drained:
     """Bring the workers of a release to rest; its scheduler goes on.
 
     :param seconds: how long its tasks may take to end.
     :param policy: what becomes of tasks that take longer: ``abort`` (the release is started again), ``leave`` (they go
         on), ``kill`` (what the engine does with a killed task), ``requeue`` (killed; the caller puts the tasks back).
+    :param part: of the drain, which has one deadline however many parts it has.
     :raises DrainTimeout: with ``abort``, naming each worker that still has a task.
     :raises StaleToken: a rollback has asked for the host meanwhile, and gets it.
+    :raises StillDraining: this part is over before the drain is.
     """
-    host.note("drain_started", token, release=release, seconds=seconds, policy=policy)
-    deadline = Deadline(seconds)
+    begun = _begun(host, release, token) if part.goes_on else None
+    if begun and begun["event"] == "drain_ended":
+        return Drained(release, begun["outcome"], begun["waited"], begun["running"])
+    if begun is None:
+        begun = host.note("drain_started", token, release=release, seconds=seconds, policy=policy)
+    seconds = float(begun["seconds"])
+    deadline = Deadline(max(0.0, seconds - (uptime() - begun["up"])))
     host.supervisor.quiet(release, Part.WORKERS)
-    asked: list[dict[str, Any]] = []
-
-    def over() -> bool:
-        asked[:] = asking.pressing(host)
-        return bool(asked) or comes_to_rest(host, release, Part.WORKERS)
-
-    deadline.wait_until(over)
+    asked, counts = _wait(host, release, deadline, seconds, part)
     running = still_running(host, release)
-    result = Drained(release, "clean" if not running else "left", round(seconds - deadline.left, 1), running)
+    waited = round(seconds - deadline.left, 1)
+    if running and not asked and part.seconds and deadline.left:
+        left = round(deadline.left, 1)
+        raise StillDraining({"release": release, "waited": waited, "left": left, "running": running, "counts": counts})
+    result = Drained(release, "clean" if not running else "left", waited, running)
     if running and asked:
         result.outcome = "superseded"
     elif running and policy in (KILL, REQUEUE):
@@ -90,6 +112,30 @@ def drain(host: Host, release: str, token: int, seconds: float, policy: str) -> 
         raise _aborted(host, result, seconds)
     return result
 
+
+def _begun(host: Host, release: str, token: int) -> Optional[Event]:
+    """The last that the journal has of this drain; None when it knows nothing of it, or the host was started since."""
+    found = last_of(host.journal.read()[0], ("drain_started", "drain_ended"), release, token)
+    return found if found and found["boot"] == moment().boot else None
+
+
+def _wait(
+    host: Host, release: str, deadline: Deadline, seconds: float, part: Slice
+) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """Wait until it is at rest, or a time is up, or somebody asks for the host: the request, or none; and counts."""
+    enough = Deadline(part.seconds) if part.seconds else None
+    asked: list[dict[str, Any]] = []
+    counts: list[list[float]] = []
+
+    def over() -> bool:
+        asked[:] = asking.pressing(host)
+        waited = round(seconds - deadline.left, 1)
+        if enough and not part.goes_on and not counts and waited >= _IDLE_SECONDS:
+            counts.append([waited, len(still_running(host, release))])
+        return bool(asked) or comes_to_rest(host, release, Part.WORKERS) or bool(enough and not enough.left)
+
+    deadline.wait_until(over)
+    return asked, counts
 
 def _superseded(host: Host, result: Drained, request: dict[str, Any]) -> StaleToken:
     who = describe_owner(request["owner"])

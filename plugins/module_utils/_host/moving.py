@@ -11,12 +11,13 @@ from .._rollout import barriers, rules
 from .._rollout.errors import LeaseHeld
 from .._rollout.pool_state import DEPLOY, ROLLBACK
 from .clock import moment
-from .draining import drain, still_running
+from .draining import StillDraining, drain, still_running
 from .holding import require_way
 from .host import Host
 from .layout import Part
 from .leasing import take
-from .steps import Steps, Terms
+from .steps import Steps
+from .terms import WHOLE, Slice, Terms
 
 
 def _report(
@@ -69,17 +70,20 @@ def switch_host(
         actions = steps.plan_back(state, target) if going_back else steps.plan_switch(state, release)
         left = steps.left(state, target) or "" if going_back else ""
         return {**_report(host, steps, actions, state.current, target), "left": left}
-    if owner and going_back:
+    if owner and going_back and not terms.part.goes_on:
         take(host, moment(), rollout=rollout, kind=ROLLBACK, owner=owner, seconds=lease_seconds, adopt=adopt)
     with host.locked():
         state = host.require(rollout)
-        if not going_back:
-            return _report(host, steps, steps.switch(release), state.current, release)
-        # Under the lease of a deploy nobody has asked for the release before: the deploy itself gives up.
-        gives_up = state.lease is not None and state.lease.kind == DEPLOY and not wish
-        target = rules.found_on(state, rollout) if gives_up else rules.rollback_target(state, wish)
-        require_way(host, state, target, rollout, cross_barrier)
-        actions = steps.back(state, target, verdict=verdict, reason=reason)
+        try:
+            if not going_back:
+                return _report(host, steps, steps.switch(release), state.current, release)
+            # Under the lease of a deploy nobody has asked for the release before: the deploy itself gives up.
+            gives_up = state.lease is not None and state.lease.kind == DEPLOY and not wish
+            target = rules.found_on(state, rollout) if gives_up else rules.rollback_target(state, wish)
+            require_way(host, state, target, rollout, cross_barrier)
+            actions = steps.back(state, target, verdict=verdict, reason=reason)
+        except StillDraining as drains:
+            return {"changed": True, "still": drains.progress, "hooks": steps.hooked}
         return {**_report(host, steps, actions, state.current, target), "left": steps.left(state, target) or ""}
 
 
@@ -103,7 +107,7 @@ def confirm_host(
 
 
 def drain_host(
-    host: Host, *, release: str, rollout: int, seconds: float, policy: str, check_mode: bool
+    host: Host, *, release: str, rollout: int, seconds: float, policy: str, check_mode: bool, part: Slice = WHOLE
 ) -> dict[str, Any]:
     """Bring the workers of a release to rest; see the module ``worker_drain``."""
     state = _may_act(host, rollout)
@@ -113,12 +117,15 @@ def drain_host(
     wanted = any(main.wanted or main.pid for main in workers)
     actions = [{"action": "drain", "release": release, "seconds": seconds, "policy": policy}] if busy or wanted else []
     result: dict[str, Any] = {"changed": bool(actions), "actions": actions, "release": release}
-    if not actions:
+    if not actions and not part.goes_on:
         return {**result, "outcome": "clean", "waited": 0.0, "running": []}
     if check_mode:
         return {**result, "outcome": "unchecked", "waited": 0.0, "running": busy}
     with host.locked():
-        drained = asdict(drain(host, release, rollout or state.last_token, seconds, policy))
+        try:
+            drained = asdict(drain(host, release, rollout or state.last_token, seconds, policy, part))
+        except StillDraining as drains:
+            return {**result, "still": drains.progress}
     return {**result, **drained}
 
 

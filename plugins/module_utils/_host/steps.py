@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 from .._rollout import barriers, hooks, plans, rules, schedulers
@@ -20,7 +19,7 @@ from .._rollout.errors import (
 )
 from .._rollout.hook_steps import AFTER_ROLLBACK, AFTER_SWITCH, BEFORE_CONFIRM, BEFORE_ROLLBACK, BEFORE_SWITCH
 from .._rollout.plans import Action
-from .._rollout.pool_state import RESTORED, ROLLBACK, SWITCHED, PoolState
+from .._rollout.pool_state import GOING_BACK, RESTORED, ROLLBACK, SWITCHED, SWITCHING, PoolState
 from .clock import moment, until
 from .draining import Drained, drain
 from .files import fsync_directory, replace_link
@@ -30,32 +29,13 @@ from .info import watch
 from .layout import Part
 from .reaping import how_it_drains, see_to_it
 from .scheduling import HandedOver, hand_over
+from .terms import Terms
 
 _SPAWN_SECONDS = 5.0
 # What trying again won't mend. A full disk, or a supervisor that gives no answer, may be another matter in a moment.
 _FOR_A_PERSON = (StepOutOfOrder, ReleaseDamaged, DrainTimeout)
 # Actions that come before the event that opens a rollout.
 _FIRST = ("verify", "arm_guard")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """How a step is to be taken.
-
-    :param mode: ``overlap`` or ``replace``.
-    :param drain_seconds: how long tasks may take to end.
-    :param drain_policy: ``abort``, ``requeue``, ``kill`` or ``leave``.
-    :param confirm_seconds: after how many seconds without confirmation the guard takes the host back.
-    :param keep: good releases to keep besides the current one.
-    :param once: whether hooks that are meant for one host run on this one.
-    """
-
-    mode: str = plans.OVERLAP
-    drain_seconds: float = 300.0
-    drain_policy: str = plans.ABORT
-    confirm_seconds: float = 600.0
-    keep: int = 3
-    once: bool = False
 
 
 class Steps:
@@ -124,17 +104,20 @@ class Steps:
         if not actions:
             return []
         hooks.require_ran(state, target, (BEFORE_SWITCH,), once=self.terms.once)
-        self._make_safe(actions, state)
-        self.host.note(
-            "switch_started",
-            self.token,
-            origin=state.current,
-            target=target,
-            safe=rules.last_good(state),
-            mode=self.terms.mode,
-            deadline=self._deadline,
-            once=self.terms.once,
-        )
+        if self.terms.part.goes_on:
+            rules.require_under_way(state, self.token, SWITCHING, target)
+        else:
+            self._make_safe(actions, state)
+            self.host.note(
+                "switch_started",
+                self.token,
+                origin=state.current,
+                target=target,
+                safe=rules.last_good(state),
+                mode=self.terms.mode,
+                deadline=self._deadline,
+                once=self.terms.once,
+            )
         self._carry_out(actions, state)
         self.host.note("switched", self.token, target=target, processes=self._pids(target))
         return actions
@@ -193,6 +176,16 @@ class Steps:
     def _go_back(
         self, actions: Sequence[Action], state: PoolState, target: Optional[str], verdict: str, reason: str
     ) -> None:
+        if self.terms.part.goes_on:
+            rules.require_under_way(state, self.token, GOING_BACK, target)
+        else:
+            self._begin_back(actions, state, target, verdict, reason)
+        self._carry_out(actions, self.host.state())
+        self.host.note("restored", self.token, target=target, processes=self._pids(target) if target else {})
+
+    def _begin_back(
+        self, actions: Sequence[Action], state: PoolState, target: Optional[str], verdict: str, reason: str
+    ) -> None:
         self._make_safe(actions, state)
         left = self.left(state, target)
         self.host.note(
@@ -206,8 +199,6 @@ class Steps:
             deadline=self._deadline,
             once=bool(left and hooks.is_once(state, left)),
         )
-        self._carry_out(actions, self.host.state())
-        self.host.note("restored", self.token, target=target, processes=self._pids(target) if target else {})
 
     def _stuck(self, error: BackstepError, target: Optional[str]) -> RollbackFailed:
         """Note that the way back has failed; the failure to raise."""
@@ -348,7 +339,8 @@ class Steps:
             self.evidence = {**self.evidence, "outcome": outcome, "problems": found, "scheduler": seen["scheduler"]}
 
     def _drain(self, action: Action, _state: PoolState) -> None:
-        self.drained.append(drain(self.host, action["release"], self.token, action["seconds"], action["policy"]))
+        seconds, policy = action["seconds"], action["policy"]
+        self.drained.append(drain(self.host, action["release"], self.token, seconds, policy, self.terms.part))
 
     def _link(self, action: Action, _state: PoolState) -> None:
         link = self.host.layout.current

@@ -19,7 +19,8 @@ from .holding import require_way
 from .host import Host
 from .info import RUNNING, workers
 from .reaping import see_to_it
-from .steps import Steps, Terms
+from .steps import Steps
+from .terms import Terms
 
 _DRAIN_SECONDS = 60.0
 _WAIT_FOR_STEP_SECONDS = 120.0

@@ -230,6 +230,20 @@ def require_confirm(state: PoolState, token: int, release: Optional[str]) -> Opt
     )
 
 
+def require_under_way(state: PoolState, token: int, phase: str, target: Optional[str]) -> None:
+    """Refuse to go on with a step that somebody else has ended meanwhile, such as the guard.
+
+    :raises StepOutOfOrder: this rollout is no longer in the middle of it.
+    """
+    rollout = state.rollout
+    if rollout is None or (rollout.token, rollout.phase, rollout.target) != (token, phase, target):
+        raise StepOutOfOrder(
+            f"This host is no longer on its way to {target or 'no release'}: somebody else has moved it meanwhile.",
+            left="Nothing was changed on this host by this call.",
+            next_step="See what happened with: ansible-playbook backstep.workers.status",
+        )
+
+
 def require_in_time(state: PoolState, now: Moment, release: str) -> None:
     """Whether ``release`` may still be made good: a host that stood still meanwhile may be its guard's by now.
 

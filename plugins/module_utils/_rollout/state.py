@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Callable, Optional
 
 from .errors import JournalDamaged
@@ -285,6 +285,12 @@ EVENTS: dict[str, Callable[[PoolState, Event], None]] = {
     SO_FAR: _so_far,
     CUT: _noted,
 }
+
+
+def last_of(events: Iterable[Event], kinds: Collection[str], release: str, token: int) -> Optional[Event]:
+    """The last event of these kinds that rollout ``token`` has noted of a release; None when there is none."""
+    found = [each for each in events if each["event"] in kinds and (each["release"], each["token"]) == (release, token)]
+    return found[-1] if found else None
 
 
 def fold(events: Iterable[Event]) -> PoolState:
