@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from ansible import context
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -40,7 +42,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.strandin
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
-from ansible_collections.backstep.workers.plugins.plugin_utils import report, status_file, text
+from ansible_collections.backstep.workers.plugins.plugin_utils import report, status_file, text, text_end, typed
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
@@ -80,6 +82,7 @@ OPTIONS: dict[str, Any] = {
     "steps": {"type": "list", "elements": "dict", "default": []},
     "verdicts": {"type": "str", "default": ""},
     "touches": {"type": "bool", "default": False},
+    "wave": {"type": "int"},
     "recovered": {"type": "list", "elements": "dict", "default": []},
     "parking": {"type": "dict", "default": {}},
     "dead": {"type": "dict", "default": {}},
@@ -163,6 +166,8 @@ class ActionModule(ActionBase):
         lines += to_park_lines(params["parking"], params["broker"]) if plan.hosts else []
         if plan.hosts and params["kind"] == "deploy":
             lines += filter(None, [forecast(params["drain_policy"], params["mode"], lost)])
+        if not plan.hosts and not plan.unfinished:
+            lines += text_end.typed_lines([("to look at it", self._command()("status"))])
         self._show(lines)
         record = records.begin_record(plan, answers)
         owner = {**owners.this_run(), "left_out": left_out}
@@ -184,9 +189,11 @@ class ActionModule(ActionBase):
 
     def _note(self, params: dict[str, Any]) -> dict[str, Any]:
         record = records.copy_record(params["record"])
+        taking_part: dict[str, None] = {}
         # What was skipped was not asked: in check mode nothing runs that could answer.
         for step in [] if self._task.check_mode else params["steps"]:
             asked = self._asked(step["variable"], params["hosts"])
+            taking_part.update(dict.fromkeys(asked))
             judges = step.get("judges", True)
             records.note_step(
                 record, list(asked), step["name"], asked, step["key"], touches=params["touches"], judges=judges
@@ -195,7 +202,10 @@ class ActionModule(ActionBase):
             records.note_verdicts(record, self._asked(params["verdicts"], params["hosts"]))
         gone = records.workers_gone(params["pool"], record)
         told = params["parking"].get("told") or []
-        self._show([*text.schedule_lines(told), *text.staying_lines(params["parking"])])
+        lines = [*text.schedule_lines(told), *text.staying_lines(params["parking"])]
+        if params["wave"] is not None:
+            lines += text_end.wave_lines(params["wave"], params["waves"], list(taking_part), record)
+        self._show(text_end.wrapped(lines, Display().columns))
         # For the report: how long it took to notice, and between which moments a host's clock was read.
         record["noted"] = time.time()
         if record["verdict"] != GOOD:
@@ -224,20 +234,35 @@ class ActionModule(ActionBase):
         journals = self._answers(params["journals"], playing) if params["journals"] else {}
         outcome = {**records.outcome(params["plan"], params["record"]), "recovered": params["recovered"]}
         data = report.report_data(params["pool"], params["plan"], params["record"], outcome, journals, params["broker"])
-        lines = text.end_lines(params["pool"], params["plan"], params["record"], outcome, self._task.check_mode)
+        lines = [text_end.check_line(params["pool"], params["plan"])]
+        if not self._task.check_mode:
+            width = Display().columns
+            lines = text_end.end_lines(params["pool"], params["plan"], params["record"], outcome, width)
         parking = text.parking_lines(params["parking"])
         lines += effect_lines(params["effects"])
         lines += text.deserted_lines(params["parking"], params["broker"]) if outcome["ended"] == "rolled_back" else []
         lines += [*parking, *dead_lines(params["dead"]), *text.care_lines(outcome, params["broker"], parking)]
         event = notices.event_of_end(params["pool"], params["plan"], params["record"], outcome, time.time())
-        event["next"] = "; ".join(line.removeprefix("next: ") for line in lines if line.startswith("next: "))
         if params["report_dir"] and not self._task.check_mode:
             paths = report.write(data, params["report_dir"])
             event["report"] = paths[0]
             lines += [f"report: {path}" for path in paths]
+        following = [] if self._task.check_mode else self._next_lines(params, outcome)
+        event["next"] = " ".join(line.strip().removeprefix("next: ") for line in following)
+        lines += following
         self._show(lines)
         why = f" Why: {outcome['reasons']}" if outcome["reasons"] else ""
         return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, "outcome": outcome, "event": event}
+
+    def _command(self) -> Callable[..., str]:
+        if "awx_job_id" in self._variables or "tower_job_id" in self._variables:
+            return typed.next_template
+        return functools.partial(typed.next_command, context.CLIARGS)
+
+    def _next_lines(self, params: dict[str, Any], outcome: dict[str, Any]) -> list[str]:
+        lines = text_end.next_lines(params["plan"], params["record"], outcome, self._command())
+        more = typed.not_repeated(context.CLIARGS)
+        return lines + ([f"      (and -e as in this run: {', '.join(more)})"] if more else [])
 
     def _status(self, params: dict[str, Any]) -> dict[str, Any]:
         playing = list(self._variables["ansible_play_hosts_all"])

@@ -159,6 +159,10 @@ options:
     description: Whether the hosts are changed by these steps.
     type: bool
     default: false
+  wave:
+    description: Which of the O(waves) these steps were, from 1, to say where the rollout is; V(0) is what comes before
+      the first. Without it nothing is said.
+    type: int
   recovered:
     description: The tasks that were taken back from workers that are gone, from M(backstep.workers.task_move).
     type: list

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.drain_parts impor
 from ansible_collections.backstep.workers.plugins.plugin_utils.progress import Board, Ticker
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_progress import Waiting
 
+_TERMINAL = "backstep.workers.terminal"
+
 
 class HostAction(ActionBase):
     """An action that asks its host through ``ask`` only."""
@@ -47,6 +50,7 @@ class HostAction(ActionBase):
         seconds = self._step_seconds() and self._step_seconds() + known
         name = str(variables.get("inventory_hostname"))
         waiting = Waiting(name, self._module(), 0.0, known, 0.0 if math.isinf(seconds) else seconds, asked=host)
+        self._say_step()
         board, drains = Board(Path(C.DEFAULT_LOCAL_TMP)), may_drain(self._module(), self._task.args)
         self._ticker = Ticker(board, waiting, _show, Display().columns, drains)
         try:
@@ -75,6 +79,13 @@ class HostAction(ActionBase):
     def known(self, size: int = 0) -> float:
         """How many seconds this step may wait for by itself, as its options say."""
         return known_seconds(self._module(), self._task.args, size)
+
+    def _say_step(self) -> None:
+        """Where no banner says it, each step that is really taken is a line, by whichever host takes it first."""
+        if C.DEFAULT_STDOUT_CALLBACK == _TERMINAL and Display().verbosity == 0:
+            with contextlib.suppress(OSError):
+                if Board(Path(C.DEFAULT_LOCAL_TMP)).is_first(f"{self._task._uuid} {self._task.name}"):
+                    Display().display(f"  {self._task.name}")
 
     def _module(self) -> str:
         return str(self._task.action.rpartition(".")[2])

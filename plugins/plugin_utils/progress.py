@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable
 
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_end import wrapped
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_progress import (
     FIRST_SECONDS,
     Waiting,
@@ -30,7 +30,6 @@ _TICK_SECONDS = 1.0
 _TOGETHER_SECONDS = 2.0
 # So much longer a host may take for its first word on a drain, before it is said without.
 _TOLD_SECONDS = 10.0
-_INDENT = "    "
 
 
 class Board:
@@ -79,6 +78,18 @@ class Board:
             shown.write(str(now))
         return True
 
+    def is_first(self, step: str) -> bool:
+        """Whether nobody has said before that this step is taken.
+
+        :param step: what names it in this run.
+        """
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._path(step).with_suffix(".taken").touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     def _path(self, host: str) -> Path:
         return self._folder / f"{hashlib.sha256(host.encode('utf-8')).hexdigest()}.json"
 
@@ -125,5 +136,5 @@ class Ticker:
         self._board.put(replace(self._waiting, elapsed=elapsed))
         if elapsed >= self._shows_from and self._board.due(pause_after(elapsed)):
             for line in progress_lines(self._board.under_way()):
-                for part in textwrap.wrap(line, self._width, subsequent_indent=_INDENT, break_on_hyphens=False):
+                for part in wrapped([line], self._width):
                     self._show(part)

@@ -12,7 +12,6 @@ from typing import Any, Optional
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan, failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.notices import lines as notice_lines
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.schedulers import pool_problems
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
@@ -93,34 +92,6 @@ def end_sentence(pool: str, ended: str, release: Optional[str], back_to: Sequenc
     :param back_to: where each of its hosts goes back to.
     """
     return f"Pool {pool} {_ENDS[ended].format(release=release or 'no release', back=_one(back_to))}."
-
-
-def end_lines(
-    pool: str, plan: Mapping[str, Any], record: Mapping[str, Any], outcome: Mapping[str, Any], check_mode: bool
-) -> list[str]:
-    """How the rollout ended, a line for each host, and what to type next."""
-    if check_mode:
-        return [f"Check mode: nothing was changed. Pool {pool} would be on {plan['release']}."]
-    back = [plan["back_to"][host] for host in [*plan["hosts"], *plan["unfinished"]]]
-    lines = [end_sentence(pool, outcome["ended"], plan["release"], back)]
-    rows = [("host", "before", "now", "verdict", "why")]
-    for host, where in outcome["hosts"].items():
-        entry = record["hosts"].get(host, {})
-        touched = host in record["touched"]
-        said = dict.fromkeys(filter(None, (entry.get("reason"), outcome["exceptions"].get(host))))
-        why = "; ".join(said) or ("" if touched else "not touched")
-        now = where or ("not known" if host in outcome["exceptions"] else "nothing")
-        verdict = entry.get("verdict", "-") if touched else "-"
-        rows.append((host, str(plan["before"].get(host) or "nothing"), now, verdict, why))
-    lines += table(rows)
-    lines += [f"  ! {why}" for why in failed_hooks(record)]
-    if record["held"]:
-        lines += [f"next: {text}" for text in dict.fromkeys(error["next"] for error in record["held"].values())]
-    elif outcome["ended"] == "mixed":
-        lines.append("next: ansible-playbook backstep.workers.status, then backstep.workers.rollback")
-    elif outcome["ended"] == "rolled_back" and plan["kind"] == "deploy":
-        lines.append("next: mend the release and deploy it again; see: ansible-playbook backstep.workers.status")
-    return lines
 
 
 def care_lines(outcome: Mapping[str, Any], broker: Mapping[str, Any], told: Sequence[str] = ()) -> list[str]:

@@ -92,7 +92,7 @@ def test_of_two_rollbacks_exactly_one_proceeds(ground: Ground, table: Table) -> 
         with first.locked(), second.locked():
             rollbacks = [ground.start("rollback") for _number in range(2)]
             for rollback in rollbacks:
-                wait_said(rollback, "[backstep.workers.pool : Ask the first host for its lease")
+                wait_said(rollback, "[backstep.workers.pool : Take the first host's lease")
         statuses = [rollback.wait() for rollback in rollbacks]
         won, lost = rollbacks if statuses[0] == 0 else reversed(rollbacks)
         print(lost.output)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan
@@ -58,44 +57,6 @@ def test_nothing_to_do_and_an_interrupted_rollback_are_said() -> None:
     lines = text.plan_lines("mail", plan(hosts=[], unfinished=["w2"]), check_mode=False)
     assert f"finished first, to {A} on w2" in lines[0]
     assert f"{B} is not deployed by this run." in lines[1]
-
-
-def ended(outcome: dict[str, Any], record: dict[str, Any], check_mode: bool = False) -> list[str]:
-    return text.end_lines("mail", asdict(plan(hosts=["w1", "w2"])), record, outcome, check_mode)
-
-
-def entry(verdict: str = "good", reason: str = "") -> dict[str, Any]:
-    return {"steps": {}, "verdict": verdict, "reason": reason}
-
-
-def test_an_end_that_needs_a_person_names_the_exception_and_the_next_step() -> None:
-    outcome = {
-        "ended": "mixed",
-        "reasons": "w2: crashed",
-        "hosts": {"w1": A, "w2": None},
-        "exceptions": {"w2": "go back: no route"},
-    }
-    hosts = {"w1": entry(), "w2": entry("bad", "crashed")}
-    record: dict[str, Any] = {"touched": ["w1", "w2"], "hosts": hosts, "held": {}, "hooks": []}
-    lines = ended(outcome, record)
-    assert lines[0].startswith("Pool mail NEEDS A PERSON")
-    assert "w2    1.0-aaaaaaaa  not known     bad      crashed; go back: no route" in lines[3]
-    assert "backstep.workers.rollback" in lines[-1]
-    record["held"] = {"w2": {"next": "cross it"}, "w1": {"next": "cross it"}}
-    assert ended(outcome, record)[-2:] == [lines[-2], "next: cross it"]
-
-
-def test_a_host_that_was_not_touched_says_so() -> None:
-    outcome = {"ended": "rolled_back", "reasons": "x", "hosts": {"w1": A, "w2": A}, "exceptions": {}}
-    record: dict[str, Any] = {"touched": ["w1"], "hosts": {"w1": entry("bad", "crashed")}, "held": {}, "hooks": []}
-    lines = ended(outcome, record)
-    assert lines[0].startswith(f"Pool mail went back to {A}.")
-    assert lines[3].split() == ["w2", A, A, "-", "not", "touched"]
-    assert lines[-1].startswith("next: ")
-
-
-def test_check_mode_claims_nothing() -> None:
-    assert ended({}, {}, check_mode=True) == [f"Check mode: nothing was changed. Pool mail would be on {B}."]
 
 
 def test_tasks_that_may_run_twice_are_told_from_those_that_never_ran() -> None:
