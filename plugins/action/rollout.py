@@ -16,34 +16,28 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
-from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import unique
-from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_times
-from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, notices, schedulers
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, notices
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule, require_dead
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import stands
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder import (
-    forecast,
-    require_drain_time,
-    require_put_back,
-)
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.ladder import forecast
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.metrics import render
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.plans import ABORT, OVERLAP
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_metrics import pool_samples
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import (
-    LEAVE,
-    require_consumers,
-    require_consumers_back,
-)
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.stranding import LEAVE
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import GOOD
 from ansible_collections.backstep.workers.plugins.module_utils._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner as owners
 from ansible_collections.backstep.workers.plugins.plugin_utils import report, status_file, text, text_end, typed
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import way_back_seconds
+from ansible_collections.backstep.workers.plugins.plugin_utils.planning import (
+    all_queues,
+    lost_when_killed,
+    plan_back,
+    plan_deploy,
+    states_of,
+)
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import effect_lines, to_park_lines
@@ -140,52 +134,37 @@ class ActionModule(ActionBase):
         left_out = fleet.left_out(params["all_hosts"], playing, batch, skip, params["partial"])
         answers = self._answers(params["answers"], [host for host in playing if host not in skip])
         dead = owners.dead_runs(answers)
-        hooks, scheduler = hooks_of(params["hooks"]), scheduler_of(params["scheduler"])
-        if params["kind"] == "deploy":
-            schedulers.require_host(scheduler, params["all_hosts"])
-            lost = params["broker"].get("lost_when_killed") or []
-            _require_fit(params, lost)
-            plan = fleet.plan_deploy(answers, params["waves"], dead, params["partial"], scheduler)
-            fleet.hold_consuming(
-                plan,
-                params["min_consuming"],
-                answers,
-                params["queues"],
-                params["processes"],
-                params["broker"].get("workers") or [],
-            )
-            fleet.require_lease_time(hooks, params["lease_timeout"])
-            wave_seconds = params["wave_seconds"] + seconds_of(hooks, AFTER_SWITCH)
-            end_seconds = seconds_of(hooks, BEFORE_CONFIRM) + schedulers.seconds_at_most(scheduler)
-            fleet.require_time(plan, wave_seconds, params["confirm_timeout"], end_seconds)
-        else:
-            plan = fleet.plan_rollback(answers, dead, params["partial"], params["cross_barrier"])
-            _require_consumers_back(params, plan, answers)
+        plan = (plan_deploy if params["kind"] == "deploy" else plan_back)(params, answers, dead)
         plan.left_out = left_out
-        lines = text.plan_lines(params["pool"], plan, self._task.check_mode)
-        lines += to_park_lines(params["parking"], params["broker"]) if plan.hosts else []
-        if plan.hosts and params["kind"] == "deploy":
-            lines += filter(None, [forecast(params["drain_policy"], params["mode"], lost)])
-        if not plan.hosts and not plan.unfinished:
-            lines += text_end.typed_lines([("to look at it", self._command()("status"))])
+        lines = self._plan_lines(params, plan)
         self._show(lines)
         record = records.begin_record(plan, answers)
         owner = {**owners.this_run(), "left_out": left_out}
-        broker = params["broker"]
-        states = [answer["pool_state"] for answer in answers.values() if answer and "pool_state" in answer]
+        broker, states = params["broker"], states_of(answers)
+        hooks, scheduler = hooks_of(params["hooks"]), scheduler_of(params["scheduler"])
         return {
             "plan": {
                 **asdict(plan),
                 "needed": plan.needed,
                 "owner": owner,
-                "back_seconds": way_back_seconds(hooks, states, scheduler),
+                "back_seconds": way_back_seconds(hooks, list(states.values()), scheduler),
                 "baseline": fleet.baseline(plan, broker.get("workers") or []),
                 "broker_before": {name: broker.get(name) for name in ("queues", "server") if name in broker},
             },
             "record": record,
-            "queues": unique([*_flat(params["queues"]), *(queue for state in states for queue in _listened(state))]),
+            "queues": all_queues(params, states),
             "text": lines,
         }
+
+    def _plan_lines(self, params: dict[str, Any], plan: fleet.FleetPlan) -> list[str]:
+        lines = text.plan_lines(params["pool"], plan, self._task.check_mode)
+        if plan.hosts:
+            lines += to_park_lines(params["parking"], params["broker"])
+            if params["kind"] == "deploy":
+                lines += filter(None, [forecast(params["drain_policy"], params["mode"], lost_when_killed(params))])
+        elif not plan.unfinished:
+            lines += text_end.typed_lines([("to look at it", self._command()("status"))])
+        return lines
 
     def _note(self, params: dict[str, Any]) -> dict[str, Any]:
         record = records.copy_record(params["record"])
@@ -301,41 +280,3 @@ def _silent(answers: dict[str, Optional[dict[str, Any]]], broker: dict[str, Any]
     """Who gave no answer."""
     hosts = [host for host, answer in answers.items() if fleet.failure_of(answer, "pool_state")]
     return hosts + (["the broker"] if fleet.failure_of(broker, "queues") else [])
-
-
-def _require_fit(params: dict[str, Any], lost: list[str]) -> None:
-    """Refuse a deploy for what the broker tells, or for times in the wrong order.
-
-    :param lost: names of tasks that go with a worker that is killed.
-    """
-    fleet.require_unpaused(params["broker"])
-    require_dead(params["dead_rules"], params["broker"].get("queues") or {})
-    times = worker_times(params["engine"], params["command"], params["visibility_timeout"])
-    require_drain_time(params["engine"], params["drain_timeout"], times)
-    require_put_back(params["engine"], params["drain_policy"], lost)
-    if params["stranded"] != LEAVE:
-        require_consumers([*_flat(params["queues"]), *params["leave_queues"]], params["broker"].get("queues") or {})
-
-
-def _require_consumers_back(
-    params: dict[str, Any], plan: fleet.FleetPlan, answers: dict[str, Optional[dict[str, Any]]]
-) -> None:
-    """Refuse a rollback for queues that it would leave, unless somebody else may listen to them: on part of a pool."""
-    if params["stranded"] == LEAVE or params["partial"] or not plan.hosts:
-        return
-    states = {host: answer["pool_state"] for host, answer in answers.items() if answer and "pool_state" in answer}
-    back = [queue for state in states.values() for queue in state.get("back_queues") or []]
-    told = params["parking"].get("told") or []
-    parked = {name for one in told for name in [*(one["tasks"] or []), *one["changed"]]}
-    tasks, queues = params["broker"].get("tasks") or [], params["broker"].get("queues") or {}
-    now = [queue for state in states.values() for queue in state.get("queues") or []]
-    require_consumers_back(now, [*back, *params["leave_queues"]], queues, tasks, parked)
-
-
-def _flat(queues: list[Any]) -> list[str]:
-    return [queue for group in queue_groups(queues) for queue in group] if queues else []
-
-
-def _listened(state: dict[str, Any]) -> list[str]:
-    """The queues of the release that runs on a host, and of the one that it would go back to."""
-    return [*(state.get("queues") or []), *(state.get("back_queues") or [])]

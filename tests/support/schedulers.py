@@ -17,8 +17,8 @@ _LOOK_SECONDS = 0.03
 def at_work(mark: str, words: tuple[str, ...]) -> dict[int, str]:
     """The release of each process that carries this mark in its environment and has all these words in its command.
 
-    One that still waits to become that command has the launcher in front of it, and is none. Reading all processes takes
-    a moment in which one may end and the next begin: where several were found, only those that are still there count.
+    One that still waits to become that command has the launcher in front of it, and is none. Reading all processes
+    takes a moment, in which one may end and the next begin: of several that were found, those count that still run.
     """
     found = _found(mark, words)
     return {pid: release for pid, release in found.items() if len(found) == 1 or _runs(pid)}
