@@ -53,6 +53,7 @@ def work() -> None:
         # The same pins in both, so that the demo's environment can grow into the test's.
         compile_group(uv, "demo", version, constraint=test)
         compile_group(uv, "collections", version)
+        compile_group(uv, "eda", version)
     compile_group(uv, "wheelhouse", WHEELHOUSE_PYTHON)
     node.lock()
 

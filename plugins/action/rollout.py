@@ -16,7 +16,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, notices
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import alerts, fleet, notices
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import stands
@@ -51,6 +51,8 @@ OPTIONS: dict[str, Any] = {
     "partial": {"type": "bool", "default": False},
     "skip": {"type": "list", "elements": "str", "default": []},
     "cross_barrier": {"type": "bool", "default": False},
+    "alert": {"type": "dict", "default": {}},
+    "watch_window": {"type": "float", "default": 3600.0},
     "waves": {"type": "list", "elements": "raw", "default": []},
     "min_consuming": {"type": "raw", "default": ""},
     "queues": {"type": "list", "elements": "raw", "default": []},
@@ -134,12 +136,17 @@ class ActionModule(ActionBase):
         left_out = fleet.left_out(params["all_hosts"], playing, batch, skip, params["partial"])
         answers = self._answers(params["answers"], [host for host in playing if host not in skip])
         dead = owners.dead_runs(answers)
-        plan = (plan_deploy if params["kind"] == "deploy" else plan_back)(params, answers, dead)
+        alert, stays = alerts.alert_of(params["alert"]), ""
+        if params["kind"] == "deploy":
+            plan = plan_deploy(params, answers, dead)
+        else:
+            plan, stays = plan_back(params, answers, dead, alert)
         plan.left_out = left_out
         lines = self._plan_lines(params, plan)
+        lines = text.alert_lines(params["pool"], alert, stays, lines) if alert else lines
         self._show(lines)
         record = records.begin_record(plan, answers)
-        owner = {**owners.this_run(), "left_out": left_out}
+        owner = {**owners.this_run(), "left_out": left_out, **({"alert": alert.id} if alert else {})}
         broker, states = params["broker"], states_of(answers)
         hooks, scheduler = hooks_of(params["hooks"]), scheduler_of(params["scheduler"])
         return {
@@ -147,6 +154,8 @@ class ActionModule(ActionBase):
                 **asdict(plan),
                 "needed": plan.needed,
                 "owner": owner,
+                "alert": alert.sentence if alert else "",
+                "stays": stays,
                 "back_seconds": way_back_seconds(hooks, list(states.values()), scheduler),
                 "baseline": fleet.baseline(plan, broker.get("workers") or []),
                 "broker_before": {name: broker.get(name) for name in ("queues", "server") if name in broker},

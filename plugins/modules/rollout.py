@@ -53,6 +53,15 @@ options:
     description: Whether a rollback may lead out of a release that declares that it can't be undone.
     type: bool
     default: false
+  alert:
+    description: The alert that asks for a rollback, with C(id), C(release), C(at) (epoch seconds) and C(reason). Empty
+      means that a person does.
+    type: dict
+    default: {}
+  watch_window:
+    description: For how many seconds after a release became the current one O(alert) may take the pool out of it.
+    type: float
+    default: 3600.0
   waves:
     description: How many hosts are switched together, as numbers or percentages.
     type: list
@@ -238,8 +247,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 plan:
-  description: What the rollout will do. C(needed), C(rollout) (its number), C(release), C(hosts), C(waves), C(owner)
-    and more.
+  description: What the rollout will do. C(needed), C(rollout) (its number), C(release), C(hosts), C(waves), C(owner),
+    C(alert) (for which alert, or empty), C(stays) (why that alert takes the pool nowhere, or empty) and more.
   type: dict
   returned: with O(operation=plan)
   sample: {"needed": true, "rollout": 12, "release": "2.4.0-3fa9c1d2", "hosts": ["w1", "w2"]}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, Optional
 
@@ -12,7 +13,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._hook_args import
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import unique
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_times
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet, schedulers
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import alerts, fleet, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import require_dead
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hooks import seconds_of
@@ -51,11 +52,22 @@ def plan_deploy(params: Mapping[str, Any], answers: Answers, dead: set[str]) -> 
     return plan
 
 
-def plan_back(params: Mapping[str, Any], answers: Answers, dead: set[str]) -> fleet.FleetPlan:
-    """Plan a rollback; parameters and errors are those of :func:`plan_deploy`."""
-    plan = fleet.plan_rollback(answers, dead, params["partial"], params["cross_barrier"])
-    _require_consumers_back(params, plan, answers)
-    return plan
+def plan_back(
+    params: Mapping[str, Any], answers: Answers, dead: set[str], alert: Optional[alerts.Alert]
+) -> tuple[fleet.FleetPlan, str]:
+    """Plan a rollback; with it why the pool stays where it is in spite of the alert that asks for it, or "".
+
+    :param alert: what asks for it if no person does; else parameters and errors are those of :func:`plan_deploy`.
+    """
+    stays = alerts.why_not(alert, answers, dead, params["watch_window"], time.time()) if alert else ""
+    if stays:
+        return alerts.stay(answers), stays
+    # Only a person crosses a rollback barrier, and only a person can be asked what is to happen to a queue: what an
+    # alert sees is worse than a queue that waits, which is named at the end.
+    plan = fleet.plan_rollback(answers, dead, params["partial"], params["cross_barrier"] and not alert)
+    if not alert:
+        _require_consumers_back(params, plan, answers)
+    return plan, ""
 
 
 def states_of(answers: Answers) -> dict[str, dict[str, Any]]:

@@ -42,7 +42,7 @@ def report_data(
         "owner": {key: plan["owner"].get(key) for key in ("user", "controller")},
         "ended": outcome["ended"],
         "ok": outcome["ok"],
-        "reasons": outcome["reasons"],
+        "reasons": outcome["reasons"] or plan.get("alert", ""),
         "hosts": {
             host: {
                 "now": outcome["hosts"].get(host, plan["before"].get(host)),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.alerts import Alert
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan, failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.notices import lines as notice_lines
@@ -74,6 +75,17 @@ def plan_lines(pool: str, plan: FleetPlan, check_mode: bool) -> list[str]:
     if plan.adopt:
         lines.append(f"  taking over from a run that has died on {hosts_text(sorted(plan.adopt))}")
     return lines
+
+
+def alert_lines(pool: str, alert: Alert, stays: str, plan: Sequence[str]) -> list[str]:
+    """What an alert comes to.
+
+    :param stays: why it takes the pool nowhere; "" when it does.
+    :param plan: what is said of the plan.
+    """
+    if stays:
+        return [f"Pool {pool} stays where it is. Alert {alert.id} about {alert.release} changes nothing: {stays}."]
+    return [*plan[:1], f"  asked for by {alert.sentence}", *plan[1:]]
 
 
 _ENDS = {

@@ -20,6 +20,7 @@ DOCUMENTS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("**/*.md")
 MODULES = sorted((CHECKOUT / "plugins" / "modules").glob("*.py"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PLAYBOOKS = {path.stem for path in (CHECKOUT / "playbooks").glob("*.yml")}
+RULEBOOKS = {path.stem for path in (CHECKOUT / "extensions" / "eda" / "rulebooks").glob("*.yml")}
 
 
 def blocks(language: str) -> list[Any]:
@@ -74,7 +75,7 @@ def test_command_exists(text: str) -> None:
             assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), line
             known += 1
         for name in re.findall(r"backstep\.workers\.(\w+)", line):
-            assert name in PLAYBOOKS, line
+            assert name in (RULEBOOKS if line.startswith("ansible-rulebook ") else PLAYBOOKS), line
             known += 1
         for command in re.findall(r"/bin/backstep (\w+)", line):
             assert f'"{command}":' in program, line

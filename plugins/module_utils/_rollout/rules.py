@@ -40,8 +40,9 @@ def is_live(lease: Optional[Lease], now: Moment) -> bool:
 
 
 def describe_owner(owner: dict[str, Any]) -> str:
-    """An owner as a person reads it: ``ana@ops1 (pid 4711)``."""
-    return f"{owner.get('user', '?')}@{owner.get('controller', '?')} (pid {owner.get('pid', '?')})"
+    """An owner as a person reads it: ``ana@ops1 (pid 4711)``, and the alert for which a run was started."""
+    who = f"{owner.get('user', '?')}@{owner.get('controller', '?')} (pid {owner.get('pid', '?')})"
+    return f"{who} for alert {owner['alert']}" if owner.get("alert") else who
 
 
 @dataclass(frozen=True)
