@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -13,9 +12,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xmlrpc.client import ServerProxy
 
 import pytest
-import supervisor
+from supervisor.xmlrpc import SupervisorTransport
 
 from tests.demo.playbooks import play
 from tests.demo.stand import HOSTS, POOL, Stand, a_stand
@@ -95,7 +95,7 @@ def test_a_hundred_alerts_make_one_rollback_and_an_old_one_makes_none(stand: Sta
         wait_back(stand, old)
     (reason,) = reasons(stand, ONE)[ONE[0]]
     assert reason.startswith("alert alertmanager-f1-2")
-    assert "LettersFail:  lookup(" in reason
+    assert "LettersFail: lookup(" in reason
     assert not broken_in.exists()
     with rulebook(stand, "alertmanager", tmp_path / "second.log", variables) as running:
         listen(running, port, [same] * 5)
@@ -109,10 +109,9 @@ def test_a_hundred_alerts_make_one_rollback_and_an_old_one_makes_none(stand: Sta
 def stop_workers(stand: Stand) -> None:
     """Have no worker run, without anybody having said so to the collection."""
     host = next(host for host in stand.hosts if host.name == ONE[0])
-    program = Path(supervisor.__file__).with_name("supervisorctl.py")
-    python = stand.environment()["VIRTUAL_ENV"] + "/bin/python"
-    command = [python, str(program), "-s", f"unix://{host.socket}", "stop", "all"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    transport = SupervisorTransport(None, None, f"unix://{host.socket}")
+    stopped = ServerProxy("http://127.0.0.1", transport=transport).supervisor.stopAllProcesses()
+    assert stopped
 
 
 def test_a_pool_that_turns_bad_goes_back_once_also_over_a_restart(stand: Stand, tmp_path: Path) -> None:
