@@ -16,7 +16,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import alerts, fleet, notices
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import alerts, care, fleet, notices, observing
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import stands
@@ -42,7 +42,7 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal im
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import effect_lines, to_park_lines
 
-OPERATIONS = ["plan", "note", "dead", "stands", "end", "status", "metrics", "report"]
+OPERATIONS = ["plan", "note", "observe", "dead", "stands", "end", "status", "metrics", "report"]
 OPTIONS: dict[str, Any] = {
     "operation": {"type": "str", "required": True, "choices": OPERATIONS},
     "pool": {"type": "str", "required": True},
@@ -106,6 +106,7 @@ class ActionModule(ActionBase):
         operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "plan": self._plan,
             "note": self._note,
+            "observe": self._observe,
             "dead": self._dead,
             "stands": self._stands,
             "end": self._end,
@@ -146,6 +147,7 @@ class ActionModule(ActionBase):
         lines = text.alert_lines(params["pool"], alert, stays, lines) if alert else lines
         self._show(lines)
         record = records.begin_record(plan, answers)
+        record["observed"] = observing.observe({}, observing.look_of(params["pool"], params["broker"], time.time()))
         owner = {**owners.this_run(), "left_out": left_out, **({"alert": alert.id} if alert else {})}
         broker, states = params["broker"], states_of(answers)
         hooks, scheduler = hooks_of(params["hooks"]), scheduler_of(params["scheduler"])
@@ -186,8 +188,12 @@ class ActionModule(ActionBase):
             records.note_step(
                 record, list(asked), step["name"], asked, step["key"], touches=params["touches"], judges=judges
             )
+        looks = observing.look_of(params["pool"], params["broker"], time.time())
         if params["verdicts"] and not self._task.check_mode:
-            records.note_verdicts(record, self._asked(params["verdicts"], params["hosts"]))
+            verdicts = self._asked(params["verdicts"], params["hosts"])
+            records.note_verdicts(record, verdicts)
+            looks += [look for answer in verdicts.values() for look in (answer or {}).get("observed") or []]
+        record["observed"] = observing.observe(record.get("observed") or {}, looks)
         gone = records.workers_gone(params["pool"], record)
         told = params["parking"].get("told") or []
         lines = [*text.schedule_lines(told), *text.staying_lines(params["parking"])]
@@ -199,6 +205,13 @@ class ActionModule(ActionBase):
         if record["verdict"] != GOOD:
             record.setdefault("noticed", record["noted"])
         return {"record": {**record, "reasons": records.reasons(record), "workers_gone": gone}}
+
+    def _observe(self, params: dict[str, Any]) -> dict[str, Any]:
+        record = params["record"]
+        looks = observing.look_of(params["pool"], params["broker"], time.time())
+        course = observing.columns(observing.observe(record.get("observed") or {}, looks))
+        needing = care.bounded(_care(params))
+        return {"observed": {"course": course, "care": needing, "noticed": record.get("noticed")}}
 
     def _asked(self, variable: str, hosts: list[str]) -> dict[str, Optional[dict[str, Any]]]:
         answers = self._answers(variable, hosts)
@@ -222,6 +235,7 @@ class ActionModule(ActionBase):
         journals = self._answers(params["journals"], playing) if params["journals"] else {}
         outcome = {**records.outcome(params["plan"], params["record"]), "recovered": params["recovered"]}
         data = report.report_data(params["pool"], params["plan"], params["record"], outcome, journals, params["broker"])
+        data["care"] = _care(params)
         lines = [text_end.check_line(params["pool"], params["plan"])]
         if not self._task.check_mode:
             width = Display().columns
@@ -289,3 +303,9 @@ def _silent(answers: dict[str, Optional[dict[str, Any]]], broker: dict[str, Any]
     """Who gave no answer."""
     hosts = [host for host, answer in answers.items() if fleet.failure_of(answer, "pool_state")]
     return hosts + (["the broker"] if fleet.failure_of(broker, "queues") else [])
+
+
+def _care(params: dict[str, Any]) -> dict[str, Any]:
+    parked = [*(params["parking"].get("parked") or ()), params["dead"].get("held")]
+    died = params["dead"].get("died")
+    return care.tasks_of_care(params["recovered"], params["record"]["drained"], parked, died)

@@ -11,7 +11,7 @@ from typing import Any
 from ._broker_args import moment
 from ._host.clock import until
 from ._queue.engine import DEAD, PARKED, WAITING, Engine, Moved, Selection
-from ._queue.triage import Pace, Replay, Wanted, expiring, groups, park, select, told
+from ._queue.triage import Pace, Replay, Wanted, expiring, groups, listed, park, select, told
 from ._rollout.errors import BadInput
 
 DEAD_OPTIONS: dict[str, Any] = {
@@ -95,4 +95,4 @@ def move_dead(
         moved = told(chosen, WAITING) if dry_run else replay.put_back(chosen)
         more = {"run": name}
     soon = expiring(found, time.time() + _SOON_SECONDS) if dry_run else ""
-    return moved, {**more, "dead": groups(chosen), "soon": [soon] if soon else []}
+    return moved, {**more, "dead": groups(chosen), "listed": listed(chosen), "soon": [soon] if soon else []}

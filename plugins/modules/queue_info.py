@@ -127,6 +127,11 @@ server:
   type: dict
   returned: success
   sample: {"version": "7.0.15", "role": "master", "address": "10.0.0.7:6379", "uptime": 86400}
+asked:
+  description: When the broker was asked, by the clock of the machine that has asked it (epoch seconds).
+  type: float
+  returned: success
+  sample: 1795243024.3
 gates:
   description: The gates in this broker, by their tasks' names, as from M(backstep.workers.task_gate).
   type: dict
@@ -177,6 +182,7 @@ actions:
   sample: []
 """
 
+import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -201,6 +207,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         server = engine.check(write=params["prove_rights"] and not module.check_mode)
         queues = queue_names(params["queues"]) if params["queues"] else engine.known_queues()
         return {
+            "asked": time.time(),
             "changed": False,
             "actions": [],
             "server": server,

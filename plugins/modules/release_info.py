@@ -23,7 +23,9 @@ attributes:
     support: none
 options:
   events:
-    description: How many of the last events of the journal to return.
+    description:
+      - How many of the last events of the journal to return. What was seen of the queues in rollouts before the last
+        one is left out of them.
     type: int
     default: 0
   verify:

@@ -19,13 +19,14 @@ options:
   operation:
     description:
       - V(plan) decides whether and how a rollout is done. V(note) enters answers into the record of the rollout.
+        V(observe) puts together what was seen of the queues, and which tasks need care, for the journals.
         V(dead) sorts tasks that have died in it by the rules for them; without a plan it only shows them.
         V(stands) says which release each host is on. V(end) shows how the rollout ended and writes the report.
         V(status) shows the pool. V(metrics) writes its metrics. V(report) writes the report of the last rollout from
         the journals alone.
     type: str
     required: true
-    choices: [plan, note, dead, stands, end, status, metrics, report]
+    choices: [plan, note, observe, dead, stands, end, status, metrics, report]
   pool:
     description: The name of the pool.
     type: str
@@ -138,7 +139,7 @@ options:
     type: str
     default: ''
   broker:
-    description: The answer of M(backstep.workers.queue_info).
+    description: The answer of M(backstep.workers.queue_info). With O(operation=note) it is one more look at the queues.
     type: dict
     default: {}
   plan:
@@ -263,6 +264,14 @@ queues:
   elements: str
   returned: with O(operation=plan)
   sample: ["mail"]
+observed:
+  description: What O(backstep.workers.rollout_lease#module:observed) takes. C(course), lists of equal length, with
+    C(at) (epoch seconds), C(waiting) (tasks by queue), C(states) (tasks by state), C(finished) and C(failed) (tasks by
+    release, since the first of them), null where that was not known; C(care), the C(tasks) that need care by their
+    ids, and how many C(more) there are; C(noticed), when the verdict was not good (epoch seconds, or null).
+  type: dict
+  returned: with O(operation=observe)
+  sample: {"course": {}, "care": {"tasks": [], "more": 0}, "noticed": null}
 by_rule:
   description: Names of tasks that have died, by what is to become of them. C(reschedule), C(hold) and C(fail).
   type: dict

@@ -58,6 +58,12 @@ options:
     description: Why, for the journal.
     type: str
     default: ''
+  observed:
+    description:
+      - What the rollout has seen of the queues and which tasks need care, for the journal, as from
+        M(backstep.workers.rollout) with C(operation=observe). The report is made from it.
+    type: dict
+    default: {}
   journal_days:
     description:
       - After how many days lines of the journal are replaced by one that says what they add up to, when the lease is
@@ -125,7 +131,13 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     host = open_host(params)
     if params["state"] == "released":
         actions = give_back(
-            host, params["rollout"], params["owner"], params["quarantine"], params["reason"], module.check_mode
+            host,
+            params["rollout"],
+            params["owner"],
+            params["quarantine"],
+            params["reason"],
+            module.check_mode,
+            params["observed"],
         )
         if actions and not module.check_mode:
             cut_journal(host, params["journal_days"])
@@ -158,6 +170,7 @@ def main() -> None:
             "adopt": {"type": "str", "default": ""},
             "quarantine": {"type": "str", "default": ""},
             "reason": {"type": "str", "default": ""},
+            "observed": {"type": "dict", "default": {}},
             "journal_days": {"type": "float", "default": 0.0},
         },
         supports_check_mode=True,

@@ -66,6 +66,12 @@ options:
       - On a way back they say nothing against it, as producers may be ahead of it.
     type: bool
     default: false
+  observe:
+    description:
+      - Whether to also count the tasks of the queues while the workers are proven, once a second at most, for the
+        report. What can't be counted then speaks neither for a release nor against it.
+    type: bool
+    default: false
   health:
     description: What is demanded.
     type: dict
@@ -127,6 +133,15 @@ probes:
   elements: dict
   returned: success
   sample: [{"name": "alive", "outcome": "good", "reason": "2 processes ran for 10.0 s", "facts": {"bake": 10.0}}]
+observed:
+  description: >-
+    What was seen of the queues. C(at) (epoch seconds), C(queues) (tasks by queue and state; null when the broker gave
+    no answer), C(workers) (by name a release and the tasks finished and failed; those that have changed since the one
+    before).
+  type: list
+  elements: dict
+  returned: with O(observe=true), not in check mode
+  sample: [{"at": 1795243024.3, "queues": {"mail": {"waiting": 12}}, "workers": {}}]
 actions:
   description: What was done, or would be done in check mode.
   type: list
@@ -142,9 +157,11 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     BROKER_OPTIONS,
     as_result,
     open_broker,
+    queue_names,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
+from ansible_collections.backstep.workers.plugins.module_utils._queue.observer import Observer
 from ansible_collections.backstep.workers.plugins.module_utils._queue.proving import Proof, Trial
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rates import tally
@@ -172,17 +189,21 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             params["pool"], params["release"], params["host"], limits.queues, evidence.get("processes") or [],
             canary, health["canary_timeout"], limits.must_know,
         )  # fmt: skip
+        observer = Observer(engine, params["pool"], queue_names(params["queues"])) if params["observe"] else None
         if module.check_mode:
             actions = [{"action": "send_canary", "task": canary}]
             reason = "Nothing is judged in check mode."
             return {"changed": False, "actions": actions, "verdict": "unchecked", "reason": reason, "probes": []}
-        proof = Proof(engine, trial)
+        proof = Proof(engine, trial, observer.look if observer else None)
         # A host that has seen it fail needs no further proof, and a release that fails gets no more tasks from us.
         failed = evidence.get("outcome") == "failed"
         deadline = Deadline(health["canary_timeout"])
         broker = None if failed else proof.run(lambda predicate: deadline.wait_until(predicate, POLL_SECONDS))
+        if observer:
+            observer.finish()
     actions = [{"action": "send_canary", "task": canary, "count": proof.sent}] if proof.sent else []
-    return {"changed": bool(actions), "actions": actions, **as_result(judge(evidence, broker, limits))}
+    seen = {"observed": observer.looks} if observer else {}
+    return {"changed": bool(actions), "actions": actions, **as_result(judge(evidence, broker, limits)), **seen}
 
 
 def main() -> None:
@@ -197,6 +218,7 @@ def main() -> None:
             "evidence": {"type": "dict", "default": {}},
             "baseline": {"type": "dict", "default": {}},
             "must_know": {"type": "bool", "default": False},
+            "observe": {"type": "bool", "default": False},
             "health": {
                 "type": "dict",
                 "default": {},

@@ -201,6 +201,12 @@ dead:
   sample:
     - {"queue": "mail", "task": "mail.tasks.send", "error": "KeyError", "release": "2.5.0-1c0ffee", "count": 3,
        "first": 1795230000.5, "last": 1795230060.25, "expires": null}
+listed:
+  description: The first 1000 of these by their C(id), with C(task), C(queue), C(release) and C(worker), or null.
+  type: list
+  elements: dict
+  returned: with O(states=dead)
+  sample: [{"id": "6f1c", "task": "mail.tasks.send", "queue": "mail", "release": "2.5.0-1c0ffee", "worker": null}]
 run:
   description: The name of the run, to go on with.
   type: str

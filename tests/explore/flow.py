@@ -263,7 +263,13 @@ class Decider(ActionModule):
     def decide(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The action's answer."""
         params = {**{name: option.get("default") for name, option in OPTIONS.items()}, **arguments}
-        works = {"plan": self._plan, "note": self._note, "stands": self._stands, "end": self._end}
+        works = {
+            "plan": self._plan,
+            "note": self._note,
+            "observe": self._observe,
+            "stands": self._stands,
+            "end": self._end,
+        }
         try:
             return dict(works[params["operation"]](params))
         except BackstepError as error:

@@ -221,6 +221,7 @@ def test_what_is_let_go_is_remembered_until_it_is_pruned() -> None:
 
 
 EVIDENCE: dict[str, dict[str, Any]] = {
+    "observed": {"course": {}, "care": {"tasks": [], "more": 0}, "noticed": None},
     "scheduler_handed_over": {"release": B, "runs": True, "waited": 0.1, "killed": []},
     "drain_started": {"release": B, "seconds": 5, "policy": "abort"},
     "drain_ended": {"release": B, "outcome": "clean", "waited": 1, "running": []},

@@ -12,6 +12,7 @@ from .._rollout.errors import BackstepError, NoGoodRelease, StepOutOfOrder
 from .._rollout.hook_steps import AFTER_CONFIRM
 from .._rollout.hooks import is_once, name_of, pending
 from .._rollout.names import worker_prefix
+from .._rollout.observing import of_last_rollout
 from .._rollout.pool_state import DEPLOY, GOOD, STUCK, Draining, PoolState
 from .._rollout.rules import Moment, is_live, rollback_target
 from .clock import Deadline, moment, uptime
@@ -80,7 +81,7 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         "torn_bytes": torn,
         "clock": now.time,
         "last_events": {event["event"]: event["time"] for event in journal if event["event"] in _ENDS},
-        "events": journal[-events:] if events else [],
+        "events": of_last_rollout(journal, events),
     }
 
 

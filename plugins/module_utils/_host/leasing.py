@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, Optional
 
+from .._rollout.errors import HostUnfit
 from .._rollout.pool_state import BAD, PoolState
 from .._rollout.rules import Grant, Moment, decide_grant
 from . import asking
@@ -44,11 +45,18 @@ def take(
 
 
 def give_back(
-    host: Host, rollout: int, owner: dict[str, Any], quarantine: str, reason: str, check_mode: bool
+    host: Host,
+    rollout: int,
+    owner: dict[str, Any],
+    quarantine: str,
+    reason: str,
+    check_mode: bool,
+    observed: Optional[dict[str, Any]] = None,
 ) -> list[dict[str, Any]]:
     """Give the lease back if this rollout holds it, marking ``quarantine`` as bad first; what was done.
 
     :param owner: who was granted it: two runs that looked at the same time have given themselves the same number.
+    :param observed: what the rollout has seen of the queues, for the report. A full disk keeps no lease from its end.
 
     A lease that has passed to somebody else by now is left to them.
     """
@@ -61,6 +69,9 @@ def give_back(
         if lease is None or lease.released or lease.token != rollout or lease.owner.get("run") != owner.get("run"):
             return []
         actions = _giving_back(state, rollout, quarantine)
+        if observed:
+            with suppress(HostUnfit):
+                host.note("observed", rollout, **observed)
         for action in actions:
             if action["action"] == "quarantine":
                 host.note("quarantined", rollout, release=quarantine, reason=reason)

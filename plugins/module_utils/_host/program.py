@@ -16,6 +16,7 @@ from .._rollout.metrics import render
 from .._rollout.names import utc
 from .._rollout.pool_metrics import host_samples
 from .clock import Deadline
+from .comparing import config_lines
 from .files import write_file
 from .host import Host
 from .info import describe_host
@@ -89,6 +90,13 @@ def verify(host: Host, options: argparse.Namespace) -> int:
     return 1 if found["problems"] else 0
 
 
+def diff(host: Host, options: argparse.Namespace) -> int:
+    """The lines in which the configs of two releases differ; they may hold secrets."""
+    lines = config_lines(host, options.left, options.restored)
+    _print(options, {"lines": lines}, lines or ["They are the same."])
+    return 0
+
+
 def rollback(host: Host, options: argparse.Namespace) -> int:
     """Back to the last good release, or to a named one."""
     done = go_back_alone(host, options.to, options.reason, options.cross_barrier)
@@ -147,6 +155,7 @@ COMMANDS: dict[str, Callable[[Host, argparse.Namespace], int]] = {
     "status": status,
     "history": history,
     "verify": verify,
+    "diff": diff,
     "rollback": rollback,
     "metrics": metrics,
     "guard": run_guard,
@@ -170,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--cross-barrier", action="store_true", help="also out of what can't be undone")
         elif name == "metrics":
             command.add_argument("--write", default="", metavar="FILE", help="for node exporter: a file, and not here")
+        elif name == "diff":
+            command.add_argument("left", metavar="FROM", help="a release")
+            command.add_argument("restored", metavar="TO", help="another one")
         elif name == "guard":
             command.add_argument("--boot", action="store_true")
             command.add_argument("--wait", action="store_true")

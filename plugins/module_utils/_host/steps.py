@@ -21,6 +21,7 @@ from .._rollout.hook_steps import AFTER_ROLLBACK, AFTER_SWITCH, BEFORE_CONFIRM, 
 from .._rollout.plans import Action
 from .._rollout.pool_state import GOING_BACK, RESTORED, ROLLBACK, SWITCHED, SWITCHING, PoolState
 from .clock import moment, until
+from .comparing import config_changes
 from .draining import Drained, drain
 from .files import fsync_directory, replace_link
 from .hooks import end_orphans, run_hook
@@ -244,6 +245,7 @@ class Steps:
             event: dict[str, Any] = {"event": "confirmed"}
         else:
             event = {"event": "rolled_back", "origin": rollout.origin, "reason": rollout.reason}
+            event.update(config_changes(self.host, rollout.origin, target))
         leaves = self._leaves(self.others(state, target))
 
         def commit() -> None:

@@ -25,6 +25,7 @@ from .layout import Layout, Spec, environment_file
 
 _SEAL = "release.json"
 _CLOSED, _OPEN = 0o700, 0o750
+_COMPARED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,21 @@ class Store:
             return dict(json.loads((self.layout.release(release) / _SEAL).read_bytes()).get("manifest", {}))
         except (OSError, ValueError, TypeError) as error:
             raise self._damaged(release, [f"{_SEAL} can't be read ({type(error).__name__})"]) from None
+
+    def config_files(self, release: str) -> dict[str, Optional[bytes]]:
+        """The files of a release's config, by name; None for one of more than a mebibyte. May hold secrets.
+
+        :raises ReleaseDamaged: they can't be read.
+        """
+        config = self.layout.config(release)
+        try:
+            files = [path for path in walk(config) if path.is_file() and not path.is_symlink()]
+            return {
+                str(path.relative_to(config)): path.read_bytes() if path.stat().st_size <= _COMPARED_BYTES else None
+                for path in files
+            }
+        except OSError as error:
+            raise self._damaged(release, [f"its config can't be read ({type(error).__name__})"]) from None
 
     def problems(self, release: str, seal: str) -> list[str]:
         """What of a release is no longer as it was sealed; an empty list when every byte, mode and owner is.

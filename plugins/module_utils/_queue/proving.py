@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from .._rollout.errors import BrokerRefused, BrokerUnreachable
 from .._rollout.verdict import BrokerEvidence, WorkerEvidence
@@ -41,6 +41,8 @@ class Proof:
 
     engine: Engine
     trial: Trial
+    observe: Optional[Callable[[Optional[Sequence[WorkerSeen]]], None]] = None
+    """Told at each look who is registered; None where the broker gave no answer."""
     seen: list[WorkerSeen] = field(default_factory=list)
     paused: str = ""
     error: str = ""
@@ -80,6 +82,7 @@ class Proof:
             state = self.engine.pause_state()
         except BrokerUnreachable as error:
             self.error = str(error)  # it may come back before the deadline
+            self._tell(None)
             return False
         except BrokerRefused as error:
             self.error = str(error)
@@ -119,8 +122,14 @@ class Proof:
                     self._failed[outcome.worker] += 1
 
     def _look(self) -> None:
-        self.seen = [worker for worker in self.engine.workers() if belongs(worker, self.trial)]
+        workers = self.engine.workers()
+        self.seen = [worker for worker in workers if belongs(worker, self.trial)]
+        self._tell(workers)
         self._once_finished |= {worker.name for worker in self.seen if worker.finished}
+
+    def _tell(self, workers: Optional[Sequence[WorkerSeen]]) -> None:
+        if self.observe:
+            self.observe(workers)
 
     def _clean_up(self) -> None:
         """Withdraw every canary, and look once more at counts that contain none."""

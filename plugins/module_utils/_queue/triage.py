@@ -17,7 +17,19 @@ from typing import Any, Callable, Optional, TypeVar
 
 from .._rollout.errors import BadInput, ReplayStopped
 from .._rollout.names import parse_worker_name, utc
-from .engine import DEAD, EXECUTING, RETRYING, SCHEDULED, WAITING, DeadTask, Engine, Moved, Selection, unique
+from .engine import (
+    DEAD,
+    EXECUTING,
+    LISTED_AT_MOST,
+    RETRYING,
+    SCHEDULED,
+    WAITING,
+    DeadTask,
+    Engine,
+    Moved,
+    Selection,
+    unique,
+)
 from .engines._moves import Tally
 
 _RUN = re.compile(r"[A-Za-z0-9_.-]{1,80}")
@@ -110,6 +122,14 @@ def groups(tasks: Iterable[DeadTask]) -> list[dict[str, Any]]:
         for (queue, name, error, release), some in sorted(found.items())
     ]
     return sorted(told, key=lambda group: -int(group["count"]))
+
+
+def listed(tasks: Sequence[DeadTask]) -> list[dict[str, Any]]:
+    """The first of them by their ids: ``id``, ``task``, ``queue``, ``release`` and ``worker`` (None: not known)."""
+    return [
+        {"id": task.id, "task": task.task, "queue": task.queue, "release": release_of(task), "worker": task.worker}
+        for task in tasks[:LISTED_AT_MOST]
+    ]
 
 
 def told(tasks: Sequence[DeadTask], after: str) -> Moved:

@@ -280,6 +280,7 @@ EVENTS: dict[str, Callable[[PoolState, Event], None]] = {
     "barrier_held": _barrier_held,
     "quarantined": _quarantined,
     "notified": _notified,
+    "observed": _noted,
     "pruned": _pruned,
     "torn_line": _noted,
     SO_FAR: _so_far,
