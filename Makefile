@@ -34,7 +34,7 @@ setup-fast:
 	@tools/python -m tools.setup fast
 
 faults: setup ## Kill, cut off and freeze everything, everywhere, and write build/faults/report.md: SEED=1
-	@$(PYTEST) --numprocesses=2 --dist=loadscope --no-loadscope-reorder tests/faults tests/integration/test_min_consuming.py tests/integration/test_systemd_reaper.py tests/integration/test_systemd_scheduler.py tests/integration/test_demo.py tests/integration/test_eda.py tests/integration/test_engine_rollout.py tests/integration/test_hooks_playbooks.py tests/integration/test_sentinel_drain.py tests/integration/test_sentinel_rollout.py tests/integration/test_stranded.py tests/integration/test_routes_rollout.py tests/integration/test_left_out.py tests/integration/test_overlap_kill.py tests/checks/test_core_matrix.py tests/checks/test_scenarios.py --faults-all --faults-seed=$(SEED) --faults-cases=75 --faults-seconds=4500
+	@$(PYTEST) --numprocesses=2 --dist=loadscope --no-loadscope-reorder tests/faults tests/integration/test_min_consuming.py tests/integration/test_systemd_reaper.py tests/integration/test_systemd_scheduler.py tests/integration/test_demo.py tests/integration/test_eda.py tests/integration/test_engine_rollout.py tests/integration/test_hooks_playbooks.py tests/integration/test_sentinel_drain.py tests/integration/test_sentinel_rollout.py tests/integration/test_stranded.py tests/integration/test_routes_rollout.py tests/integration/test_left_out.py tests/integration/test_report_playbook.py tests/integration/test_overlap_kill.py tests/checks/test_core_matrix.py tests/checks/test_scenarios.py --faults-all --faults-seed=$(SEED) --faults-cases=75 --faults-seconds=4500
 
 bench: setup ## Measure, and write build/bench/*.json
 	@build/venv/bin/python -m tests.bench.run

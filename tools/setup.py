@@ -42,6 +42,8 @@ def missing_packages(profile: str) -> list[str]:
         wanted |= {"git": "git", "rabbitmq-server": "rabbitmq-server", "sidekiq": "ruby-sidekiq", **node.programs()}
         # What reads the metrics: promtool checks text and alerts, node exporter serves them.
         wanted |= {"promtool": "prometheus", "prometheus-node-exporter": "prometheus-node-exporter"}
+        # The report is looked at as people see it.
+        wanted |= {"chromium": "chromium"}
     if profile == "test":
         wanted |= docker.programs()
     return [package for program, package in wanted.items() if not packages.have(program)]

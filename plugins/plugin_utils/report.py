@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.observing import AT_LENGTH
+
 from .report_markdown import markdown
 from .report_page import page
-from .report_times import phases, skew, times
+from .report_scale import LATE
+from .report_times import aligned, phases, skew, times
 
 SCHEMA = 1
 
@@ -84,19 +87,57 @@ def observed(
         timeline[host] = phases(mine)
         events += [{"host": host, **event} for event in mine]
     now = time.time()
+    off = skew(clocks, asked, now)
+    noted = next((event for event in events if event["event"] == "observed"), None)
+    noticed = noticed or (noted or {}).get("noticed")
+    waited_for = [event for event in aligned(events, off) if event["by"] not in LATE]
     return {
         "schema": SCHEMA,
         "pool": pool,
         "rollout": rollout,
-        "events": sorted(events, key=lambda event: event["time"]),
+        "events": sorted(map(_listed, events), key=lambda event: event["time"]),
         "phases": timeline,
         # What drains on is no part of the rollout's time: nobody waits for it.
-        "times": times([event for event in events if event["by"] != "reaper"], noticed),
+        "times": times(waited_for, noticed),
         "clocks": clocks,
-        "skew": skew(clocks, asked, now),
+        "skew": off,
+        "course": noted["course"] if noted else None,
+        "care": noted["care"] if noted else None,
+        "config": _config(events),
         "queues": broker.get("queues") or {},
         "written": now,
     }
+
+
+# What an event tells at length, and the report in a place of its own.
+_APART = frozenset((*AT_LENGTH, "config"))
+
+
+def _listed(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name not in _APART}
+
+
+def _config(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What going back has changed of the config, hosts for which it is the same together.
+
+    :returns: ``{hosts, left, restored, changes, problem}``, ``changes`` as from ``changes.changes``.
+    """
+    found: list[dict[str, Any]] = []
+    for event in events:
+        if event["event"] != "rolled_back" or not ("config" in event or "config_problem" in event):
+            continue
+        told = {
+            "left": event["origin"],
+            "restored": event["target"],
+            "changes": event.get("config", []),
+            "problem": event.get("config_problem", ""),
+        }
+        same = next((one for one in found if {**told, "hosts": one["hosts"]} == one), None)
+        if same:
+            same["hosts"].append(event["host"])
+        else:
+            found.append({**told, "hosts": [event["host"]]})
+    return found
 
 
 def write(data: Mapping[str, Any], directory: str) -> list[str]:

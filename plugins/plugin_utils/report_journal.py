@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.observing import BEGINNINGS
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import DEPLOY, ROLLBACK
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import BAD, GOOD, UNKNOWN
 
@@ -42,7 +43,8 @@ def data_from_journals(
     return {
         "kind": kind,
         "release": _release(every, kind),
-        "before": {host: _before(moves[host], states[host]) for host in journals},
+        # A host that gave no journal is left out: not known isn't nothing.
+        "before": {host: _before(moves[host], state) for host, state in states.items() if state},
         "back_to": {host: move.get("safe", move["target"]) for host, move in moves.items() if move},
         "waves": [],
         "owner": {key: (_first(every, "lease_granted").get("owner") or {}).get(key) for key in ("user", "controller")},
@@ -57,7 +59,7 @@ def data_from_journals(
 
 
 def _last_rollout(journals: Sequence[Sequence[Event]]) -> int:
-    tokens = [event["token"] for events in journals for event in events if event["event"] in (*_MOVES, "stage_started")]
+    tokens = [event["token"] for events in journals for event in events if event["event"] in BEGINNINGS]
     if not tokens:
         raise BadInput("There is nothing to report: no host has a rollout in its journal.", left="Nothing was written.")
     return int(max(tokens))

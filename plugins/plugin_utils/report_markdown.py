@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
+
 from . import report_content as content
+from .report_charts import charts
 
 # What could begin markup anywhere in a line. HTML is written as entities, which Markdown leaves alone.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~#!])")
@@ -28,17 +31,26 @@ def markdown(data: content.Data) -> str:
         lines += [f"Why: {escaped(data['reasons'])}", ""]
     lines += [f"- {escaped(name)}: {escaped(text)}" for name, text in content.head(data)]
     lines += [f"- {value} {label} ({what})" for value, label, what in content.tiles(data)]
-    sections = (
-        ("Hosts", content.hosts(data)),
-        ("Queues after the rollout", content.queues(data)),
-        ("Tasks taken back from workers that are gone", content.recovered(data)),
-        ("Events", content.events(data)),
+    for chart in charts(data):
+        lines += ["", f"## {escaped(chart.title)}", "", *(f"- {escaped(text)}" for text in chart.words)]
+    sections: tuple[tuple[str, content.Rows, list[str]], ...] = (
+        ("Hosts", content.hosts(data), []),
+        ("Tasks that need care", content.care(data), content.care_words(data)),
+        ("Config that going back has changed", content.config(data), content.config_words(data)),
+        (f"Queues at {utc(data['written'])}", content.queues(data), []),
+        ("Events", content.events(data), []),
     )
-    for title, rows in sections:
-        if len(rows) > 1:
-            lines += ["", f"## {title}", "", *_table(rows)]
+    for title, rows, said in sections:
+        if len(rows) > 1 or said:
+            lines += ["", f"## {title}", ""]
+            lines += [*(f"- {escaped(text)}" for text in said), ""]
+            lines += _table(rows) if len(rows) > 1 else []
     lines += ["", "## Notes", "", *(f"- {escaped(note)}" for note in content.notes(data))]
-    return "\n".join(lines) + "\n"
+    for title, about in content.BLANKS:
+        lines += ["", f"## {title}", "", *([f"_{about}_", ""] if about else []), "..."]
+    empty = [""] * len(content.ACTIONS)
+    lines += ["", "## Actions", "", *_table([content.ACTIONS, empty, empty])]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -53,6 +53,14 @@ def phases(events: Iterable[Event]) -> list[dict[str, Any]]:
     return found
 
 
+def aligned(events: Iterable[Event], off: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Events of several hosts with their times by the controller's clock, as far as it is known how a host's differs.
+
+    :param off: by host, as ``skew`` gives it.
+    """
+    return [{**event, "time": event["time"] - off.get(event["host"], 0.0)} for event in events]
+
+
 def times(events: Sequence[Event], noticed: Optional[float]) -> dict[str, Optional[float]]:
     """How long the pool took, in seconds; None for what did not happen or was not recorded.
 

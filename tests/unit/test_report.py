@@ -17,10 +17,12 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal im
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_markdown import markdown
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_page import page
 
-OLD, NEW = "1.0-aaaaaaaa", "2.0-bbbbbbbb"
+from tests.support.reports import CARE, CONFIG, NEW, OLD, course
+
 HOSTILE = "<script>alert('x')</script> \" onload='y' | `z` ]] & **b**"
 OWNER = {"user": "ana", "controller": "ops1", "pid": 1}
 VOID = {"meta"}
+BLANKS = ("Impact", "Cause", "What went well", "Actions")
 
 
 def event(name: str, at: float, **data: Any) -> dict[str, Any]:
@@ -173,8 +175,15 @@ def hostile() -> dict[str, Any]:
     data["back_to"] = dict.fromkeys(data["back_to"], HOSTILE)
     data["queues"] = {HOSTILE: {"waiting": HOSTILE}}
     data["owner"] = {"user": HOSTILE, "controller": HOSTILE}
-    data["recovered"] = [{"id": HOSTILE, "to": HOSTILE, "queue": HOSTILE, "worker": HOSTILE}]
-    data["skew"] = {HOSTILE: 3.0}
+    data["care"] = {"tasks": [dict.fromkeys(CARE["tasks"][0], HOSTILE), *CARE["tasks"]], "more": 1}
+    data["config"] = [
+        {"hosts": [HOSTILE], "left": HOSTILE, "restored": HOSTILE, "problem": "",
+         "changes": [{"file": HOSTILE, "how": HOSTILE, "added": 1, "removed": None, "names": [HOSTILE]}]},
+        {"hosts": [HOSTILE], "left": HOSTILE, "restored": HOSTILE, "problem": HOSTILE, "changes": []},
+    ]  # fmt: skip
+    data["course"] = {**course(), **{key: {HOSTILE: [1] * 60} for key in ("waiting", "finished", "failed")}}
+    data["course"]["at"] = [1000 + second for second in range(60)]
+    data["skew"] = {f"w1{HOSTILE}": 3.0}
     data.update(pool=HOSTILE, release=HOSTILE, reasons=HOSTILE, waves=[[HOSTILE]])
     for entry in data["events"]:
         entry.update(host=f"{entry['host']}{HOSTILE}", by=HOSTILE, event=HOSTILE, reason=HOSTILE, release=HOSTILE)
@@ -184,7 +193,8 @@ def hostile() -> dict[str, Any]:
 def test_hostile_texts_stay_texts_on_the_page() -> None:
     plain, attacked = Tags(), Tags()
     full = went_back()
-    full["recovered"] = [{"id": "t", "to": "dead"}]
+    full["care"], full["course"] = CARE, course()
+    full["config"] = [{"hosts": ["w1"], "left": NEW, "restored": OLD, "problem": "", "changes": CONFIG}]
     plain.feed(page(full))
     attacked.feed(page(hostile()))
     assert not attacked.open
@@ -197,4 +207,74 @@ def test_hostile_texts_stay_texts_in_markdown() -> None:
     assert "<" not in text
     assert "\\`z\\`" in text
     columns = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
-    assert columns == {5, 6, 7, 9}, "no cell makes a column"
+    assert columns == {4, 6, 7, 8, 9}, "no cell makes a column"
+
+
+def test_what_was_noted_in_the_journals_is_in_the_report_and_told_once() -> None:
+    noted = event("observed", 1013, course=course(), care=CARE, noticed=1008.0)
+    back = [*BACK[:-1], {**BACK[-1], "config": CONFIG}, noted]
+    data = report(w1=answer(back, OLD), w2=answer([*STAGED, noted], OLD), w3=answer(back, OLD))
+    assert (data["course"], data["care"], data["times"]["detect"]) == (course(), CARE, 4)
+    assert data["config"] == [{"hosts": ["w1", "w3"], "left": NEW, "restored": OLD, "problem": "", "changes": CONFIG}]
+    assert json.dumps(data["events"]).count("SMTP_PASSWORD") == json.dumps(data["events"]).count("5f1d6c3e") == 0
+    for text in (page(data), markdown(data).replace("\\", "")):
+        told = ("5f1d6c3e-10", "1 killed: ", "And 3 more", "SMTP_PASSWORD", f"bin/backstep diff {NEW} {OLD}", *BLANKS)
+        assert [said for said in told if said not in text] == []
+
+
+def test_a_journal_without_observations_says_so_and_draws_nothing() -> None:
+    for text in (page(went_back()), markdown(went_back())):
+        assert "is not in the journals" in text
+        assert "say which tasks need care" in text
+        assert "Tasks that wait" not in text
+
+
+def test_a_broker_that_could_never_be_asked_is_no_empty_queue() -> None:
+    noted = event("observed", 1013, course={}, care={"tasks": [], "more": 0}, noticed=None)
+    text = page(report(w1=answer([*GOOD, noted], NEW)))
+    assert "Nobody could see how the queues were" in text
+    assert "None that Backstep has seen." in text
+
+
+def test_a_way_back_by_the_guard_is_told_from_the_journal_alone() -> None:
+    guarded = [{**entry, "by": "guard"} for entry in BACK[-3:]]
+    guarded[0].update(verdict="unknown", reason="guard: it was not confirmed in time")
+    data = report(w1=answer([*SWITCHED, event("guard_fired", 1008, reason="it was not confirmed"), *guarded], OLD))
+    assert (data["ended"], data["ok"], data["hosts"]["w1"]["verdict"]) == ("rolled_back", False, "unknown")
+    assert "it was not confirmed in time" in page(data)
+    assert data["times"]["restore"] == 1
+
+
+def test_a_clock_that_is_off_bends_no_duration_and_no_drawing() -> None:
+    off = 7200.0
+    shifted = [{**entry, "time": entry["time"] + off} for entry in BACK]
+    hosts = {"w1": answer(BACK, OLD), "w2": answer(shifted, OLD)}
+    hosts["w1"]["pool_state"]["clock"], hosts["w2"]["pool_state"]["clock"] = 4e9, 4e9 + off
+    data = data_from_journals("mail", hosts, {}, 4e9)
+    assert data["skew"]["w2"] - data["skew"]["w1"] == pytest.approx(off)
+    assert (data["times"]["restore"], data["times"]["all"]) == (pytest.approx(1, abs=0.1), pytest.approx(12, abs=0.1))
+    assert "as its clock is off" in page(data)
+    assert page(data).count('class="tick') < 12
+
+
+def test_the_config_that_could_not_be_compared_is_not_the_same() -> None:
+    back = [*BACK[:-1], {**BACK[-1], "config_problem": "Its config can't be read."}]
+    text = page(report(w1=answer(back, OLD)))
+    assert "not known. Its config can&#x27;t be read." in text
+    assert "byte for byte" not in text
+
+
+def test_a_hundred_hosts_are_a_page_that_can_be_read() -> None:
+    hosts = {f"w{number:02d}": answer(BACK if number < 60 else STAGED, OLD) for number in range(100)}
+    data = report(**hosts)
+    text = page(data)
+    assert text.count('class="host"') == 40
+    assert "60 more hosts are in the table below." in text
+    assert "<details><summary>600 events of 100 hosts" in text
+    assert len(text) < 1_500_000
+
+
+def test_the_hosts_that_are_drawn_of_many_are_those_to_look_at() -> None:
+    hosts = {f"w{number:02d}": answer(STAGED, OLD) for number in range(99)}
+    data = report(**hosts, w99=answer(SWITCHED, NEW))
+    assert ">w99: not known</text>" in page(data)

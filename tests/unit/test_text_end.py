@@ -165,8 +165,10 @@ def test_check_mode_claims_nothing() -> None:
 
 PARSED = {
     "inventory": ("/srv/my hosts",), "subset": "eu", "become": True, "become_method": "sudo", "become_ask_pass": True,
-    "vault_password_files": ("~/.vault",), "extra_vars": ("@eu.yml", "pool_version=2.0 pool_hosts=mail",
-    '{"pool_broker_url": "redis://:hush@r", "pool_root": "/srv/b"}'), "args": ("backstep.workers.deploy",),
+    "vault_password_files": ("~/.vault",), "args": ("backstep.workers.deploy",),
+    "extra_vars": (
+        "@eu.yml", "pool_version=2.0 pool_hosts=mail", '{"pool_broker_url": "redis://:hush@r", "pool_root": "/srv/b"}',
+    ),
 }  # fmt: skip
 
 

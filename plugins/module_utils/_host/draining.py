@@ -137,6 +137,7 @@ def _wait(
     deadline.wait_until(over)
     return asked, counts
 
+
 def _superseded(host: Host, result: Drained, request: dict[str, Any]) -> StaleToken:
     who = describe_owner(request["owner"])
     return StaleToken(
