@@ -44,7 +44,7 @@ def _in_cell(code: str) -> str:
 _KILL = {"loses": "is lost", "repeats": "runs again", "sticks": "stays where it is until it is recovered"}
 _UNKNOWN = {
     "dead": "dead, payload kept", "lost": "lost", "retried": "retried", "done": "counted as done",
-    "parked": "parked, by what Backstep has the worker load",
+    "parked": "parked, by Backstep's file in the worker",
 }  # fmt: skip
 _PUT_BACK = {"first": "goes first", "last": "goes last"}
 _REACH = {"none": "no pause", "process": "a process", "queue": "a queue", "broker": "every queue of the database"}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import redis
 
-from tests.support.bench import SUPPORT, Bench, Call
+from tests.support.bench import REPORTERS, SUPPORT, Bench, Call
 
 # Keeps its process id: the worker's name ends in it, as the names that Backstep gives do.
 START = (
@@ -30,7 +30,7 @@ class Workers(Bench):
         return ["-c", START, prefix, ",".join(queues), str(_PROGRAM), *options]
 
     def environment(self) -> dict[str, str]:
-        return {"REDIS_URL": self.url}
+        return {"REDIS_URL": self.url, "PYTHONPATH": f"{SUPPORT}:{REPORTERS}"}
 
     def is_up(self, name: str, log: str) -> bool:
         return "ready" in log

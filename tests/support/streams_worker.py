@@ -12,6 +12,7 @@ from typing import Any
 
 import ledger_tasks  # type: ignore[import-not-found]  # beside this file, which is on the workers' path
 import redis
+from backstep_streams import Gates  # type: ignore[import-not-found]  # what a release gets, on the workers' path
 
 NAME = os.environ["BACKSTEP_WORKER"]
 QUEUES = os.environ["BACKSTEP_QUEUES"].split(",")
@@ -26,6 +27,7 @@ stopping: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
 
 broker: Any = redis.Redis.from_url(os.environ["REDIS_URL"], client_name=NAME, decode_responses=True)
+gates = Gates(broker, lambda: stopping, TASKS)
 for queue in QUEUES:
     with contextlib.suppress(redis.ResponseError):  # it is there
         broker.xgroup_create(queue, "workers", id="0", mkstream=True)
@@ -45,6 +47,8 @@ while not stopping:
     # The reply that brought an entry may have been lost.
     taken = read("0") or read(">")
     for queue, entry, fields in taken:
+        if gates.held(queue, entry, fields):
+            continue  # it is parked
         outcome = "finished"
         try:
             TASKS[fields["task"]](*json.loads(fields.get("arguments", "[]")))

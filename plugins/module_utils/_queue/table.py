@@ -237,8 +237,13 @@ ENGINES = {
     "streams": _Entry(
         "redis",
         _streams,
-        # The app's own program; docs/engines.md says what it has to do.
-        WorkerDefaults(("{app}/venv/bin/python", "{app}/worker.py"), "REDIS_URL"),
+        # The app's own program; docs/engines.md says what it has to do, and how it has gates kept.
+        WorkerDefaults(
+            command=("{app}/venv/bin/python", "{app}/worker.py"),
+            broker_variable="REDIS_URL",
+            reporters=("backstep_gates.py", "backstep_streams.py"),
+            extends=("PYTHONPATH:{config}/backstep",),
+        ),
     ),
 }
 

@@ -71,7 +71,7 @@ class StreamsEngine(PauselessEngine):
         counts_failures=True,
         kill_effect="sticks",
         stuck_seconds=None,
-        unknown_task="lost",
+        unknown_task="parked",
         put_back="last",
     )
 
@@ -154,8 +154,9 @@ class StreamsEngine(PauselessEngine):
         ]
         notes = self._link.ask_all([("HGETALL", f"{scripts.OURS}worker:{name}") for name in names])
         now = self._link.now()
+        shared = self._shared({queue for name in names for queue in found[name].queues})
         return [
-            _worker(name, found[name], noted, None if connected is None else name in connected, now)
+            _worker(name, found[name], noted, None if connected is None else name in connected, now, shared)
             for name, noted in zip(names, notes)
         ]
 
@@ -216,13 +217,17 @@ class StreamsEngine(PauselessEngine):
             seen, after, flat = self._link.run(scripts.RECOVER, queue, want, after, BATCH)
             yield from (flat[at : at + 3] for at in range(0, len(flat), 3))
 
+    def _shared(self, queues: Collection[str]) -> list[str]:
+        """Those that several consumer groups read."""
+        found = self._link.run(scripts.STATES, 0, *queues) if queues else []
+        return [queue for queue, facts in zip(queues, found) if facts[0] > 1]
+
     def _refuse_shared(self, queues: Sequence[str]) -> None:
         """Refuse what would take entries away from other groups, or give them some that aren't theirs.
 
         :raises BrokerRefused: a stream has several consumer groups.
         """
-        found = self._link.run(scripts.STATES, 0, *queues)
-        shared = [queue for queue, facts in zip(queues, found) if facts[0] > 1]
+        shared = self._shared(queues)
         if shared:
             raise BrokerRefused(
                 f"Several consumer groups read {', '.join(shared)}: an entry that is put into a stream, or taken out, "
@@ -251,7 +256,12 @@ class StreamsEngine(PauselessEngine):
 
 
 def _worker(
-    name: str, consumer: _Consumer, noted: dict[bytes, bytes], connected: Optional[bool], now: float
+    name: str,
+    consumer: _Consumer,
+    noted: dict[bytes, bytes],
+    connected: Optional[bool],
+    now: float,
+    shared: Collection[str],
 ) -> contract.WorkerSeen:
     parsed = parse_worker_name(name)
     notes = {text(key): text(value) for key, value in noted.items()}
@@ -270,6 +280,8 @@ def _worker(
         finished=_count(notes, "finished") or 0,
         failed=_count(notes, "failed"),
         connected=connected,
+        # What it would park it would take from the other groups.
+        gates=None if set(shared).intersection(consumer.queues) else notes.get("gates"),
     )
 
 

@@ -22,13 +22,12 @@ from contextlib import suppress
 from typing import Any
 
 from backstep_dramatiq_app import CANARY_IDS
-from backstep_gates import UNKNOWN, holds, keeps_gates, owner, parks_unknown_tasks, reason
+from backstep_gates import UNKNOWN, keeps_gates, owner, parks_unknown_tasks, why_held
 from dramatiq import Message
 from dramatiq import worker as consuming
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 
-_UNREADABLE = "nobody can tell what its gate lets pass"
 _REST_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class Parking(Middleware, ABC):
                 if why and self.park(thread.consumer, message, owner(task), why, line):
                     break
                 line = self.line(thread.consumer, task)
-                why = "" if known.startswith(CANARY_IDS) else _why(line, known)
+                why = "" if known.startswith(CANARY_IDS) else why_held(line, known)
                 if not why:
                     return False
             except Exception as error:  # noqa: BLE001  # whatever it is, it is no reason to execute it
@@ -125,14 +124,6 @@ def _let_go(consumer: Any, message: Any) -> None:
     # A consumer that has lost its connection finds that out by itself; ended here, it would forget what it has fetched.
     with suppress(ConnectionClosed):
         consumer.ack(message)
-
-
-def _why(line: bytes | str | None, task_id: str) -> str:
-    """Why a gate keeps a task from being executed; "" when it doesn't."""
-    try:
-        return reason(line) if line and holds(line, task_id) else ""
-    except Exception:  # noqa: BLE001  # whatever it is, nobody could say that the task may pass
-        return _UNREADABLE
 
 
 def _can_stand_there() -> bool:

@@ -59,6 +59,14 @@ def reason(line: bytes | str) -> str:
     return f"{found['open']:g} % of these pass, as {found.get('by') or 'somebody'} has set it{more}"
 
 
+def why_held(line: bytes | str | None, task_id: str) -> str:
+    """Why a gate keeps a task from being executed; "" where it doesn't."""
+    try:
+        return reason(line) if line and holds(line, task_id) else ""
+    except Exception:  # noqa: BLE001  # whatever it is, nobody could say that the task may pass
+        return "what the book of gates says of it can't be understood"
+
+
 class Book:
     """A book, for those who can't ask for a line whenever they have a task."""
 

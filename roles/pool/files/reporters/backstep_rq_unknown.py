@@ -22,7 +22,7 @@ import logging
 import pickletools
 from typing import Any
 
-from backstep_gates import UNKNOWN, holds, keeps_gates, owner, parks_unknown_tasks, reason
+from backstep_gates import UNKNOWN, keeps_gates, owner, parks_unknown_tasks, why_held
 from redis.exceptions import RedisError, ResponseError
 
 try:
@@ -176,7 +176,7 @@ def _is_held(worker: Any, job: Any, queue: Any) -> bool:
     task = _named(job)
     try:
         line = worker.connection.hget(_BOOK, task)
-        why = _why(line, job.id)
+        why = why_held(line, job.id)
         if not why:
             return False
         answer = _park(worker, job, queue, owner(task), why, task, line)
@@ -187,15 +187,6 @@ def _is_held(worker: Any, job: Any, queue: Any) -> bool:
         return _is_held(worker, job, queue)
     _log.info("Task %s is held by the gate of %s.", job.id, task)
     return True
-
-
-def _why(line: bytes | None, known: str) -> str:
-    """Why its gate keeps a task from being executed; "" where it doesn't."""
-    try:
-        return reason(line) if line and holds(line, known) else ""
-    except (ValueError, TypeError, LookupError):
-        # Were it left to the worker, RQ would soon take it for one that has failed.
-        return "what the book of gates says of it can't be understood"
 
 
 def _tell_of_gates() -> None:
