@@ -28,7 +28,7 @@ from tests.support.servers import wait_for
 
 NAME = "mail/2.4.0-aaaa/w1/1"
 # Their workers are programs of the app's own, in which nothing of Backstep's runs.
-OWN_PROGRAMS = {"bullmq", "rabbitmq"}
+OWN_PROGRAMS = {"bullmq"}
 
 
 def set_gate(engine: Engine, task: str, share: float | None, dry_run: bool = False) -> Gating:

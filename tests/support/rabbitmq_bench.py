@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pika
 
-from tests.support.bench import SUPPORT, Bench, Call
+from tests.support.bench import REPORTERS, SUPPORT, Bench, Call
 from tests.support.streams_bench import START
 
 _PROGRAM = SUPPORT / "rabbitmq_worker.py"
@@ -27,7 +27,7 @@ class Workers(Bench):
         return ["-c", START, prefix, ",".join(queues), str(_PROGRAM), *options]
 
     def environment(self) -> dict[str, str]:
-        return {"AMQP_URL": self.client_url}
+        return {"AMQP_URL": self.client_url, "PYTHONPATH": f"{SUPPORT}:{REPORTERS}"}
 
     def is_up(self, name: str, log: str) -> bool:
         return "ready" in log

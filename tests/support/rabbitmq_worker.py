@@ -13,6 +13,7 @@ from typing import Any
 
 import ledger_tasks  # type: ignore[import-not-found]  # beside this file, which is on the workers' path
 import pika
+from backstep_rabbitmq import Gates  # type: ignore[import-not-found]  # what a release gets, on the workers' path
 
 NAME = os.environ["BACKSTEP_WORKER"]
 QUEUES = os.environ["BACKSTEP_QUEUES"].split(",")
@@ -52,6 +53,7 @@ def note(started: float | None = None) -> None:
     if held:
         held[0]["started"] = started
     told = {"queues": QUEUES, "pid": os.getpid(), "birth": birth, **counts, "held": held, "canaries": canaries}
+    told |= gates.told
     channel.queue_declare(NOTES, durable=True, arguments=LAST_ONLY)  # which also puts off its end
     channel.basic_publish("", NOTES, json.dumps(told).encode(), mandatory=True)
 
@@ -68,6 +70,10 @@ def execute(message: Any, body: bytes, outcome: list[str]) -> None:
 def work() -> None:
     """Execute the first task. In a thread, so that the broker goes on hearing from this connection meanwhile."""
     method, message, body = deliveries[0]
+    if gates.held(channel, consumers[method.consumer_tag], method, message, body):
+        deliveries.pop(0)  # it is parked
+        note()
+        return
     outcome: list[str] = []
     started = time.time()
     note(started)
@@ -76,7 +82,7 @@ def work() -> None:
     while thread.is_alive():
         taken = len(deliveries)
         broker.process_data_events(0)
-        if len(deliveries) > taken:  # of another queue
+        if gates.look() or len(deliveries) > taken:  # of another queue
             note(started)
         thread.join(0.1)
     canary = (message.headers or {}).get("backstep_canary")
@@ -93,6 +99,7 @@ def take(_channel: Any, method: Any, message: Any, body: bytes) -> None:
     deliveries.append((method, message, body))
 
 
+gates = Gates(broker, parameters, note, lambda: stopping, TASKS)
 for queue in QUEUES:
     channel.queue_declare(queue, durable=True)
 note()
@@ -104,7 +111,7 @@ while not stopping:
     broker.process_data_events(time_limit=1)
     while deliveries and not stopping:
         work()
-    if time.time() - noted > 3600:
+    if gates.look() or time.time() - noted > 3600:
         note()
 
 for consumer in consumers:

@@ -193,7 +193,10 @@ ENGINES = {
         WorkerDefaults(
             command=_dramatiq_command("backstep_dramatiq_rabbitmq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
-            reporters=("backstep_dramatiq_rabbitmq.py", "backstep_dramatiq_rabbitmq_parking.py", *_DRAMATIQ_REPORTERS),
+            reporters=(
+                *("backstep_dramatiq_rabbitmq.py", "backstep_dramatiq_rabbitmq_parking.py", "backstep_pika.py"),
+                *_DRAMATIQ_REPORTERS,
+            ),
             manifest="dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),
@@ -203,8 +206,14 @@ ENGINES = {
     "rabbitmq": _Entry(
         "pika",
         _rabbitmq,
-        # The app's own program; docs/engines.md says what it has to do. RabbitMQ's `consumer_timeout` is half an hour.
-        WorkerDefaults(("{app}/venv/bin/python", "{app}/worker.py"), "AMQP_URL", again_seconds=1800),
+        # As with streams. RabbitMQ's `consumer_timeout` is half an hour.
+        WorkerDefaults(
+            command=("{app}/venv/bin/python", "{app}/worker.py"),
+            broker_variable="AMQP_URL",
+            reporters=("backstep_gates.py", "backstep_pika.py", "backstep_rabbitmq.py"),
+            extends=("PYTHONPATH:{config}/backstep",),
+            again_seconds=1800,
+        ),
     ),
     "rq": _Entry(
         "redis",

@@ -50,7 +50,7 @@ class RabbitmqEngine(AmqpEngine):
         counts_failures=True,
         kill_effect="repeats",
         stuck_seconds=0.0,
-        unknown_task="lost",
+        unknown_task="parked",
         put_back="last",
         reroutes=True,
     )

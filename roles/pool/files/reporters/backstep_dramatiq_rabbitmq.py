@@ -29,7 +29,8 @@ from typing import Any
 
 from backstep_dramatiq_app import CANARY_IDS, Watcher, declare_canary, load_app, queues_of
 from backstep_dramatiq_parking import stand_before
-from backstep_dramatiq_rabbitmq_parking import RabbitmqParking, connect
+from backstep_dramatiq_rabbitmq_parking import RabbitmqParking
+from backstep_pika import connect
 
 _LAST_ONLY = {"x-max-length": 1, "x-overflow": "drop-head", "x-expires": 86_400_000}
 _CANARIES_KEPT = 1000
@@ -228,7 +229,7 @@ class Reporter(Watcher):
                 "held": held,
                 "canaries": dict(self._canaries),
                 "later": self._later(queues),
-                **self._parking.told(),
+                **self._parking.gates.told(),
             }
 
     def _later(self, queues: list[str]) -> list[dict[str, Any]]:
