@@ -17,7 +17,9 @@ description:
   - It doesn't return before every living worker of the queues keeps to the gate. What a worker has taken already, also
     ahead, it still executes.
   - Workers of Celery, Dramatiq, RQ and Sidekiq that Backstep has deployed keep gates, unless C(KEEP_GATES) is V(no) in
-    their environment. If any worker of the queues doesn't, a gate that would hold something is refused.
+    their environment. Those of BullMQ, Redis Streams and plain RabbitMQ are programs of the app's own, and do once they
+    ask a file that each release gets (C(docs/engines.md)). If any worker of the queues doesn't, a gate that would hold
+    something is refused.
   - A rollback closes gates before it does anything else; see O(on_rollback). They stay so until somebody opens them.
 author:
   - Backstep contributors (@backstep)

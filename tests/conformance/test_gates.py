@@ -27,8 +27,6 @@ from tests.support.ledger import balance
 from tests.support.servers import wait_for
 
 NAME = "mail/2.4.0-aaaa/w1/1"
-# Their workers are programs of the app's own, in which nothing of Backstep's runs.
-OWN_PROGRAMS = {"bullmq"}
 
 
 def set_gate(engine: Engine, task: str, share: float | None, dry_run: bool = False) -> Gating:
@@ -58,8 +56,6 @@ def test_a_book_keeps_the_last_word_on_each_line(engine: Engine) -> None:
 
 
 def test_what_a_gate_holds_is_parked_and_comes_back_when_it_opens(engine: Engine, bench: Bench) -> None:
-    if bench.engine in OWN_PROGRAMS:
-        return
     held, free = bench.named(TASK), bench.named(FAILING_TASK)
     first = bench.start(NAME, ["mail"])
     assert set_gate(engine, held, 0.0).changed
@@ -88,8 +84,6 @@ def test_what_a_gate_holds_is_parked_and_comes_back_when_it_opens(engine: Engine
 
 
 def test_a_share_passes_and_a_greater_one_lets_the_same_pass_and_more(engine: Engine, bench: Bench) -> None:
-    if bench.engine in OWN_PROGRAMS:
-        return
     numbers, held = range(30), bench.named(TASK)
     bench.start(NAME, ["mail"])
     passed = set[int]()
@@ -109,8 +103,6 @@ def test_a_share_passes_and_a_greater_one_lets_the_same_pass_and_more(engine: En
 
 @pytest.mark.parametrize("kind", sorted(name for name, bench in BENCHES.items() if bench.schedules), indirect=True)
 def test_what_is_due_later_is_held_when_it_is_due(engine: Engine, bench: Bench) -> None:
-    if bench.engine in OWN_PROGRAMS:
-        return
     held = bench.named(TASK)
     # With RQ a worker has to be asked for it.
     bench.start(NAME, ["mail"], *(["--with-scheduler"] if bench.engine == "rq" else []))
@@ -124,8 +116,6 @@ def test_what_is_due_later_is_held_when_it_is_due(engine: Engine, bench: Bench) 
 
 
 def test_what_a_person_has_parked_stays_when_a_gate_opens(engine: Engine, bench: Bench) -> None:
-    if bench.engine in OWN_PROGRAMS:
-        return
     held = bench.named(TASK)
     bench.enqueue("mail", 1, 0)
     engine.park(["mail"], Selection(states=(WAITING,)), "ana", "looks odd")

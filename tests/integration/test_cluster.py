@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 import redis
+from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine, Selection
+from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import ENGINES, open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import (
     BadInput,
     BrokerRefused,
     BrokerUnreachable,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
 
+from tests.support.bench import TASK
 from tests.support.bullmq_bench import Workers
 from tests.support.clusters import Nodes
 from tests.support.clusters import cluster as a_cluster
@@ -61,7 +65,7 @@ class OnCluster(Workers):
 
     def is_up(self, name: str, log: str) -> bool:
         with open_engine("bullmq", self.url, 5.0) as engine:
-            return name in [worker.name for worker in engine.workers()]
+            return "ready" in log and name in [worker.name for worker in engine.workers()]
 
 
 @pytest.fixture
@@ -91,13 +95,20 @@ def test_bullmq_on_a_cluster_is_counted_proven_moved_and_recovered(bench: OnClus
         assert engine.known_queues() == QUEUES
         assert engine.park(QUEUES, Selection(states=("waiting",)), "ana", "").count == 4
         assert engine.task_ids("mail", "parked", 10).ids == tuple(ids)
+        gate = Gate(TASK, 0.0, "ana", 0.0)
+        set_gates(engine, QUEUES, {TASK: gate}, Deadline(30).wait_until)
+        careful = bench.start("mail/1.0-a/w1/2", QUEUES)
+        held = bench.enqueue("mail", 6, 0)
+        wait_for("it is parked", lambda: engine.task_ids("mail", "parked", 10).ids == (*ids, held))
+        bench.kill(careful)
+        assert set_gates(engine, QUEUES, {TASK: None}, Deadline(30).wait_until).moved.ids == (held,)
         bench.kill(name)
         assert [task.id for task in engine.recover(QUEUES, [name], "waiting")] == [executing]
         assert engine.replay(QUEUES, Selection(states=("parked",))).count == 4
         assert balance(engine, bench.ledger_url, QUEUES).balanced
         engine.withdraw("mail", engine.send_canary("mail", engine.default_canary, 1, 60))
         (state,) = engine.queue_states(QUEUES)
-        assert (state.waiting, state.executing, state.parked) == (5, 0, 0)
+        assert (state.waiting, state.executing, state.parked) == (6, 0, 0)
 
 
 def test_bullmq_goes_on_when_a_node_of_the_cluster_dies(bench: OnCluster, nodes: Nodes) -> None:

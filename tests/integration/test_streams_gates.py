@@ -166,6 +166,7 @@ def test_entries_of_any_bytes_are_parked_whole(engine: Engine, client: redis.Red
     close(engine)
     assert gates.held(b"mail", entry, found) is True
     assert (parked(engine), list(engine.gated(QUEUES, TASK))) == (("ä-1",), ["ä-1"])
+    assert client.xlen("mail") == 0
     assert gates.held(b"mail", entry, found) is True  # it isn't this consumer's any more
     engine.replay(QUEUES, Selection(states=(PARKED,)))
     assert client.eval("return redis.call('XRANGE', 'mail', '-', '+')[1][2]", 0) == fields

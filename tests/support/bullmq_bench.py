@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from tests.support.bench import SUPPORT, Bench, Call
+from tests.support.bench import REPORTERS, SUPPORT, Bench, Call
 from tools.node import MODULES
 
 # Keeps its process id: the worker's name ends in it, as the names that Backstep gives do.
@@ -44,13 +44,14 @@ class Workers(Bench):
         return ["-c", _START, prefix, ",".join(queues), str(SUPPORT / "bullmq_worker.cjs"), *options]
 
     def environment(self) -> dict[str, str]:
-        return {"REDIS_URL": self.url, "NODE_PATH": str(MODULES), "BULLMQ": self.library}
+        return {"REDIS_URL": self.url, "NODE_PATH": f"{REPORTERS}:{MODULES}", "BULLMQ": self.library}
 
     def is_up(self, name: str, log: str) -> bool:
         with redis.Redis.from_url(self.url) as client:
             named = {found["name"] for found in client.client_list() if found["name"].endswith(f":w:{name}")}
         # One connection for each queue, named as soon as it is there.
-        return len(named) == self._wanted[name.rpartition("/")[0]]
+        # And another word of each when it has told that it keeps gates, or tells nothing.
+        return len(named) == log.count("ready") == self._wanted[name.rpartition("/")[0]]
 
     def ask(self, queue: str, **request: Any) -> None:
         """Have the library do something with a queue; raises what it says when it fails."""

@@ -4,13 +4,20 @@
 'use strict';
 
 const bullmq = require(process.env.BULLMQ || 'bullmq');
+const { keepingGates } = require('backstep_bullmq.cjs'); // what a release gets, on the workers' path
 const ledger = require('./ledger_tasks.cjs');
 
 // On a cluster it has connections of its own, whose names say which queue it works on.
-class Worker extends bullmq.Worker {
+class Worker extends keepingGates(bullmq.Worker) {
   constructor(queue, work, options) {
     const encoded = Buffer.from(queue).toString('base64');
     super(queue, work, { ...options, ...ledger.onCluster(process.env.REDIS_URL, `{bull}:${encoded}:w:${options.name}`) });
+  }
+
+  run() {
+    const ended = super.run();
+    Promise.resolve(this.gatesTold).then(() => console.log('ready'));
+    return ended;
   }
 }
 

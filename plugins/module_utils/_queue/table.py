@@ -148,8 +148,13 @@ ENGINES = {
     "bullmq": _Entry(
         "redis",
         _bullmq,
-        # The app's own program; docs/engines.md says what it has to do.
-        WorkerDefaults(("node", "{app}/worker.js"), "REDIS_URL"),
+        # The app's own program; docs/engines.md says what it has to do, and how it has gates kept.
+        WorkerDefaults(
+            command=("node", "{app}/worker.js"),
+            broker_variable="REDIS_URL",
+            reporters=("backstep_bullmq.cjs",),
+            extends=("NODE_PATH:{config}/backstep",),
+        ),
     ),
     "celery": _Entry(
         "redis",
@@ -206,7 +211,7 @@ ENGINES = {
     "rabbitmq": _Entry(
         "pika",
         _rabbitmq,
-        # As with streams. RabbitMQ's `consumer_timeout` is half an hour.
+        # As with BullMQ. RabbitMQ's `consumer_timeout` is half an hour.
         WorkerDefaults(
             command=("{app}/venv/bin/python", "{app}/worker.py"),
             broker_variable="AMQP_URL",
@@ -246,7 +251,7 @@ ENGINES = {
     "streams": _Entry(
         "redis",
         _streams,
-        # The app's own program; docs/engines.md says what it has to do, and how it has gates kept.
+        # As with BullMQ.
         WorkerDefaults(
             command=("{app}/venv/bin/python", "{app}/worker.py"),
             broker_variable="REDIS_URL",

@@ -22,7 +22,7 @@ class PrefixedLink(RedisLink):
     def __init__(self, url: str, timeout: float, rights: str, prefix: str) -> None:
         """:param prefix: "" for ``bull``."""
         self.base = f"{prefix}:" if prefix else BULL
-        self.ours = f"{OURS}{self.base}" if prefix else OURS
+        self.ours = OURS if self.base == BULL else f"{OURS}{self.base}"
         super().__init__(url, timeout, rights.replace(f"~{BULL}", f"~{self.base}"), key=self.base)
 
     def placed(self, word: Any) -> Any:

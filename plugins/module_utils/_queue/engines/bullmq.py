@@ -21,6 +21,7 @@ from typing import Any, Optional
 from ..._rollout.errors import BadInput, BrokerRefused
 from ..._rollout.names import parse_worker_name
 from .. import engine as contract
+from ..books import ALWAYS_FRESH
 from ..engine import CANARY_PREFIX, Capabilities, unique
 from ..url import PREFIX_OPTION, clustered, taken_out
 from . import _bullmq_scripts as scripts
@@ -50,6 +51,7 @@ _READING = (
     ("ZRANGE", "bull:a:failed", 0, 0), ("ZREVRANGE", "bull:a:completed", 0, 0), ("ZSCORE", "bull:a:failed", "b"),
     ("ZREVRANGEBYSCORE", f"{OURS}parked:a", 0, 0), ("EXISTS", "bull:a:b:lock"), ("HGET", "bull:a:b", "name"),
     ("HMGET", "bull:a:b", "name"), ("HEXISTS", "bull:a:meta", "paused"), ("ZCARD", f"{OURS}parked:a"),
+    ("HGETALL", f"{OURS}worker:a"),
 )  # fmt: skip
 
 
@@ -172,8 +174,12 @@ class BullmqEngine(PauselessEngine):
         listening, now = self._listening(), self._link.now()
         queues = unique(queue for some in listening.values() for queue in some)
         held = {worker: known for queue in queues for known, _task, worker, _started, _lock in self._active(queue)}
-        done = outcomes(self._link, queues)
-        return [_worker(name, tuple(listening[name]), held.get(name), done, now) for name in sorted(listening)]
+        done, names = outcomes(self._link, queues), sorted(listening)
+        told = self._link.ask_all([("HGETALL", f"{self._link.ours}worker:{name}") for name in names])
+        return [
+            _worker(name, tuple(listening[name]), held.get(name), done, now, {text(queue) for queue in gated})
+            for name, gated in zip(names, told)
+        ]
 
     def executing(self, queues: Sequence[str]) -> list[contract.ExecutingTask]:
         return [
@@ -266,7 +272,9 @@ def _decoded(encoded: str) -> Optional[str]:
         return None  # somebody else's name, which only looks like one of BullMQ's
 
 
-def _worker(name: str, queues: tuple[str, ...], task: Optional[str], done: Outcomes, now: float) -> contract.WorkerSeen:
+def _worker(
+    name: str, queues: tuple[str, ...], task: Optional[str], done: Outcomes, now: float, gated: Collection[str]
+) -> contract.WorkerSeen:
     parsed = parse_worker_name(name)
     return contract.WorkerSeen(
         name=name,
@@ -281,4 +289,5 @@ def _worker(name: str, queues: tuple[str, ...], task: Optional[str], done: Outco
         finished=done.finished[name],
         failed=done.failed[name] if done.kept.intersection(queues) else None,
         connected=True,
+        gates=ALWAYS_FRESH if set(queues) <= set(gated) else None,
     )
