@@ -59,7 +59,6 @@ class ActionModule(HostAction):
         except BackstepError as error:
             return {"failed": True, **error.result()}
         planned = self.ask(variables, lambda: self._call({**arguments, "state": "planned"}, variables), known=0.0)
-        planned["queues"] = arguments["queues"]
         if params["state"] == "planned" or self._task.check_mode or planned.get("failed") or planned.get("unreachable"):
             return planned
         missing = any(action["action"] == "build" for action in planned["actions"])
@@ -70,7 +69,7 @@ class ActionModule(HostAction):
             finally:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
 
-        return {**self.ask(variables, stage, self.known(source.size)), "queues": arguments["queues"]}
+        return self.ask(variables, stage, self.known(source.size))
 
     def _validated(self) -> dict[str, Any]:
         validation = ArgumentSpecValidator({**POOL_OPTIONS, **RELEASE_OPTIONS}).validate(self._task.args)
@@ -138,6 +137,9 @@ class ActionModule(HostAction):
             "manifest": manifest_of(params["manifest"], command, ""),
         }
         identity.update({name: value for name, value in sealed.items() if value})
+        if params["drill"]:
+            # All the rest is on the hosts.
+            identity = {"drill": params["drill"]}
         return {
             **params,
             "broker_url": for_workers(params["broker_url"]),

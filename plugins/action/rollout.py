@@ -16,7 +16,14 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
-from ansible_collections.backstep.workers.plugins.module_utils._rollout import alerts, care, fleet, notices, observing
+from ansible_collections.backstep.workers.plugins.module_utils._rollout import (
+    alerts,
+    care,
+    drill_plans,
+    fleet,
+    notices,
+    observing,
+)
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import stands
@@ -40,9 +47,10 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.planning import (
 )
 from ansible_collections.backstep.workers.plugins.plugin_utils.report_journal import data_from_journals
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_dead import chosen_lines, dead_lines
+from ansible_collections.backstep.workers.plugins.plugin_utils.text_drill import drill_lines, drill_next_lines
 from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues import effect_lines, to_park_lines
 
-OPERATIONS = ["plan", "note", "observe", "dead", "stands", "end", "status", "metrics", "report"]
+OPERATIONS = ["plan", "note", "observe", "dead", "stands", "end", "status", "metrics", "report", "drill", "drilled"]
 OPTIONS: dict[str, Any] = {
     "operation": {"type": "str", "required": True, "choices": OPERATIONS},
     "pool": {"type": "str", "required": True},
@@ -89,7 +97,13 @@ OPTIONS: dict[str, Any] = {
     "status_file": {"type": "str", "default": ""},
     "metrics_file": {"type": "str", "default": ""},
     "journals": {"type": "str", "default": ""},
+    "ended": {"type": "dict", "default": {}},
     "asked": {"type": "float"},
+    "drill": {"type": "dict", "default": {}},
+    "allowed": {"type": "bool", "default": False},
+    "production": {"type": "bool", "default": False},
+    "production_too": {"type": "bool", "default": False},
+    "bake": {"type": "float", "default": 0.0},
 }
 
 
@@ -113,6 +127,8 @@ class ActionModule(ActionBase):
             "status": self._status,
             "metrics": self._metrics,
             "report": self._report,
+            "drill": self._drill,
+            "drilled": self._drilled,
         }
         validation = ArgumentSpecValidator(OPTIONS).validate(self._task.args)
         try:
@@ -142,7 +158,7 @@ class ActionModule(ActionBase):
             plan = plan_deploy(params, answers, dead)
         else:
             plan, stays = plan_back(params, answers, dead, alert)
-        plan.left_out = left_out
+        plan.left_out, plan.drill = left_out, params["drill"].get("kind", "")
         lines = self._plan_lines(params, plan)
         lines = text.alert_lines(params["pool"], alert, stays, lines) if alert else lines
         self._show(lines)
@@ -249,22 +265,26 @@ class ActionModule(ActionBase):
             paths = report.write(data, params["report_dir"])
             event["report"] = paths[0]
             lines += [f"report: {path}" for path in paths]
-        following = [] if self._task.check_mode else self._next_lines(params, outcome)
-        event["next"] = " ".join(line.strip().removeprefix("next: ") for line in following)
-        lines += following
+        following = text_end.next_lines(params["plan"], params["record"], outcome, self._command())
+        lines += self._following(following, event)
         self._show(lines)
         why = f" Why: {outcome['reasons']}" if outcome["reasons"] else ""
-        return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, "outcome": outcome, "event": event}
+        told = {name: data[name] for name in ("times", "events", "skew")}
+        told.update(record=params["record"], outcome=outcome, event=event)
+        return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, **told}
 
     def _command(self) -> Callable[..., str]:
         if "awx_job_id" in self._variables or "tower_job_id" in self._variables:
             return typed.next_template
         return functools.partial(typed.next_command, context.CLIARGS)
 
-    def _next_lines(self, params: dict[str, Any], outcome: dict[str, Any]) -> list[str]:
-        lines = text_end.next_lines(params["plan"], params["record"], outcome, self._command())
+    def _following(self, lines: list[str], event: dict[str, Any]) -> list[str]:
+        """What to type next, as it is shown; told to others as well."""
+        lines = [] if self._task.check_mode else lines
         more = typed.not_repeated(context.CLIARGS)
-        return lines + ([f"      (and -e as in this run: {', '.join(more)})"] if more else [])
+        lines = lines + ([f"      (and -e as in this run: {', '.join(more)})"] if more and lines else [])
+        event["next"] = " ".join(line.strip().removeprefix("next: ") for line in lines)
+        return lines
 
     def _status(self, params: dict[str, Any]) -> dict[str, Any]:
         playing = list(self._variables["ansible_play_hosts_all"])
@@ -297,6 +317,30 @@ class ActionModule(ActionBase):
             lines += [f"report: {path}" for path in report.write(data, params["report_dir"])]
         self._show(lines)
         return {"text": lines, "silent": [host for host in journals if host not in data["clocks"]]}
+
+    def _drill(self, params: dict[str, Any]) -> dict[str, Any]:
+        kind, bake = params["drill"]["kind"], float(params["bake"])
+        drill_plans.require_allowed(params["allowed"], params["production"], params["production_too"], kind, bake)
+        playing = [host for host in self._variables["ansible_play_hosts_all"] if host not in params["skip"]]
+        answers = self._answers(params["answers"], playing)
+        plan = drill_plans.plan_drill(answers, kind, bake)
+        if params["verdicts"] and not self._task.check_mode:
+            drill_plans.require_working(plan["of"], self._asked(params["verdicts"], list(answers)))
+        return {"drill": plan, "given": drill_plans.content(plan)}
+
+    def _drilled(self, params: dict[str, Any]) -> dict[str, Any]:
+        plan = params["plan"]
+        verdicts = self._asked(params["verdicts"], list(plan["before"]))
+        after = params["broker"].get("queues") or {}
+        found = drill_plans.judge(plan, params["record"], params["ended"], params["drill"], after, verdicts)
+        touched, event = bool(params["record"]["touched"]), params["ended"]["event"]
+        event = notices.event_of_drill(event, found["problems"]) if touched else dict(event)
+        lines = drill_lines(params["pool"], found, self._task.check_mode, Display().columns)
+        lines += self._following(drill_next_lines(found, self._command()), event)
+        self._show(lines)
+        noted = self._task.check_mode or touched
+        told = {"ended": time.time(), "noted": noted, "text": lines, "message": "; ".join(found["problems"])}
+        return {**found, **told, "event": event}
 
 
 def _silent(answers: dict[str, Optional[dict[str, Any]]], broker: dict[str, Any]) -> list[str]:

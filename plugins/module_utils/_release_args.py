@@ -63,6 +63,7 @@ RELEASE_OPTIONS: dict[str, Any] = {
     "min_free_mib": {"type": "int", "default": 0},
     "rollout": {"type": "int", "default": 0},
     "to": {"type": "str", "default": ""},
+    "drill": {"type": "dict", "default": {}},
     "prepared": {
         "type": "dict",
         "options": {

@@ -222,6 +222,14 @@ options:
     description: With O(state=planned), the release that a rollback would be asked for.
     type: str
     default: ''
+  drill:
+    description:
+      - For a release that is made to fail. C(kind) (V(crash), V(never_consumes) or V(late)), C(of) (the stored
+        release that all but its command is from) and C(seconds) (after which V(late) fails). It is never confirmed.
+      - Then only O(version), O(engine) and O(broker_url) count of the other options, and the latter two have to be
+        those of C(of).
+    type: dict
+    default: {}
   prepared:
     description: What the controller has prepared. Filled in by this module's own controller side.
     type: dict
@@ -344,6 +352,7 @@ supervisor:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.backstep.workers.plugins.module_utils._host.drilling import drilled
 from ansible_collections.backstep.workers.plugins.module_utils._host.staging import plan_host, read_program, stage_host
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS, open_host
@@ -353,7 +362,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._release_args imp
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Plan, or stage."""
     params = module.params
-    host, spec, prepared = open_host(params), spec_of(params), params["prepared"]
+    host, prepared = open_host(params), params["prepared"]
+    spec, content = spec_of(params), content_of(params)
+    if params["drill"]:
+        spec, content = drilled(host, spec, content, params["drill"])
     if params["state"] == "planned" or module.check_mode:
         needed = params["min_free_mib"] * 2**20 or 3 * (prepared["bytes"] or 0)
         return plan_host(
@@ -368,7 +380,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     return stage_host(
         host,
         spec,
-        content_of(params),
+        content,
         rollout=params["rollout"],
         program=read_program(prepared["program"]),
         broker_url=params["broker_url"],

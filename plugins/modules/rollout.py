@@ -22,11 +22,12 @@ options:
         V(observe) puts together what was seen of the queues, and which tasks need care, for the journals.
         V(dead) sorts tasks that have died in it by the rules for them; without a plan it only shows them.
         V(stands) says which release each host is on. V(end) shows how the rollout ended and writes the report.
-        V(status) shows the pool. V(metrics) writes its metrics. V(report) writes the report of the last rollout from
-        the journals alone.
+        V(status) shows the pool. V(metrics) writes its metrics. V(drill) says what a drill deploys, or refuses it.
+        V(drilled) judges a drill and shows how it ended. V(report) writes the report of the last rollout from the
+        journals alone.
     type: str
     required: true
-    choices: [plan, note, observe, dead, stands, end, status, metrics, report]
+    choices: [plan, note, observe, dead, stands, end, status, metrics, report, drill, drilled]
   pool:
     description: The name of the pool.
     type: str
@@ -230,6 +231,32 @@ options:
     description: The variable in which each host's journal was registered, for the report.
     type: str
     default: ''
+  drill:
+    description:
+      - With O(operation=drill) and O(operation=plan), C(kind), or nothing for a deploy that is to go well. With
+        O(operation=drilled), what O(operation=drill) has returned.
+    type: dict
+    default: {}
+  allowed:
+    description: Whether the pool allows drills.
+    type: bool
+    default: false
+  production:
+    description: Whether it is a production pool.
+    type: bool
+    default: false
+  production_too:
+    description: Whether it is to be drilled even so.
+    type: bool
+    default: false
+  bake:
+    description: How many seconds a release has to stay up, for O(operation=drill).
+    type: float
+    default: 0.0
+  ended:
+    description: What O(operation=end) has returned, for O(operation=drilled).
+    type: dict
+    default: {}
   asked:
     description: The controller's clock before the hosts were asked for their journals, in epoch seconds, to tell clocks
       that differ. Only with O(operation=report).
@@ -256,7 +283,7 @@ plan:
 record:
   description: The record of the rollout. C(verdict), C(reasons), C(touched) and C(hosts).
   type: dict
-  returned: with O(operation=plan) and O(operation=note)
+  returned: with O(operation=plan), O(operation=note) and O(operation=end)
   sample: {"verdict": "good", "reasons": "", "touched": ["w1"]}
 queues:
   description: O(queues), those that the releases listen to which run now, and those of where these would go back to.
@@ -282,6 +309,34 @@ stands:
   type: dict
   returned: with O(operation=stands)
   sample: {"w1": "2.3.0-11d0a7b2", "w2": null}
+drill:
+  description: What is drilled. C(kind), C(of) (a release), C(version), C(seconds) and C(scheduler).
+  type: dict
+  returned: with O(operation=drill)
+  sample: {"kind": "crash", "of": "2.3.0-11d0a7b2", "version": "drill-12", "seconds": 15.0, "scheduler": {}}
+given:
+  description: What takes the place of what a deploy is given.
+  type: dict
+  returned: with O(operation=drill)
+  sample: {"version": "drill-12", "hooks": {}}
+passed:
+  description: Whether the way back came by itself, brought every host back, and lost nothing.
+  type: bool
+  returned: with O(operation=drilled)
+  sample: true
+problems:
+  description: Why it has not passed.
+  type: list
+  elements: str
+  returned: with O(operation=drilled)
+  sample: []
+times:
+  description:
+    - In seconds, how long it took to C(detect), to C(decide) and to C(restore), and the C(gap) in which no host of the
+      pool had workers of a good release. What is not known is null.
+  type: dict
+  returned: with O(operation=drilled)
+  sample: {"detect": 3.2, "decide": 1.1, "restore": 4.0, "gap": 0.0}
 ok:
   description: Whether the pool is where it was asked to be, or whether all that was asked for its status has answered.
   type: bool

@@ -54,6 +54,10 @@ options:
     description: A release that was found bad on another host, to be marked so here before the lease is given back.
     type: str
     default: ''
+  prune:
+    description: What was stored for a drill that is over, to be removed before the lease is given back.
+    type: str
+    default: ''
   reason:
     description: Why, for the journal.
     type: str
@@ -138,6 +142,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             params["reason"],
             module.check_mode,
             params["observed"],
+            params["prune"],
         )
         if actions and not module.check_mode:
             cut_journal(host, params["journal_days"])
@@ -169,6 +174,7 @@ def main() -> None:
             "seconds": {"type": "float", "default": 300.0},
             "adopt": {"type": "str", "default": ""},
             "quarantine": {"type": "str", "default": ""},
+            "prune": {"type": "str", "default": ""},
             "reason": {"type": "str", "default": ""},
             "observed": {"type": "dict", "default": {}},
             "journal_days": {"type": "float", "default": 0.0},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.files import write_file
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.drills import last_drill
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import refused_by_system
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
 
@@ -27,7 +28,8 @@ def status_data(
     :param lines: as it shows it.
     :param at: when the hosts were asked (epoch seconds, by the controller's clock).
     :returns: ``schema``, ``pool``, ``at``, ``hosts`` (each with ``error``, or as the module ``release_info`` tells it),
-        ``broker`` (``error``, or as ``queue_info`` tells it) and ``needs_a_person`` (a list of sentences).
+        ``broker`` (``error``, or as ``queue_info`` tells it), ``drill`` (the last one, or None) and ``needs_a_person``
+        (a list of sentences).
     """
     hosts = {}
     for host, answer in answers.items():
@@ -37,7 +39,8 @@ def status_data(
     why = failure_of(broker, "queues")
     told = {"error": why} if why else {key: broker[key] for key in _OF_BROKER if key in broker}
     needs = needs_a_person(lines)
-    return {"schema": SCHEMA, "pool": pool, "at": at, "hosts": hosts, "broker": told, "needs_a_person": needs}
+    of_pool = {"hosts": hosts, "broker": told, "drill": last_drill(hosts.values()), "needs_a_person": needs}
+    return {"schema": SCHEMA, "pool": pool, "at": at, **of_pool}
 
 
 def needs_a_person(lines: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.alerts import Alert
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.drills import drill_sentence, last_drill
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan, failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.notices import lines as notice_lines
@@ -62,6 +63,8 @@ def plan_lines(pool: str, plan: FleetPlan, check_mode: bool) -> list[str]:
     way = f"{would} {'back ' if plan.kind == 'rollback' else ''}from {before} to {plan.release or 'nothing running'}"
     total = len(plan.hosts) + len(plan.settled)
     lines = [f"Pool {pool} {way} on {len(plan.hosts)} of {total} hosts (rollout {plan.rollout})."]
+    if plan.drill:
+        lines.append(f"  a drill: it is what runs already, made to fail ({plan.drill}), and goes back by itself")
     if plan.kind == "deploy":
         lines += [
             f"  wave {number} of {len(plan.waves)}: {hosts_text(wave)}" for number, wave in enumerate(plan.waves, 1)
@@ -238,8 +241,16 @@ def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any
     ]
     states = {host: answer["pool_state"] for host, answer in answers.items() if not failure_of(answer, "pool_state")}
     notes += notice_lines(states, time.time())
-    more = [*_scheduler_lines(answers), *_lease_lines(answers), *_mixed_lines(answers), *_queue_lines(broker)]
+    more = [*_drill_lines(answers), *_scheduler_lines(answers), *_lease_lines(answers), *_mixed_lines(answers)]
+    more += _queue_lines(broker)
     return [f"Pool {pool}", *table(rows), *notes, *more, *dead_and_parked_lines(broker), *gate_lines(broker)]
+
+
+def _drill_lines(answers: Mapping[str, Any]) -> list[str]:
+    """When the pool was drilled last, and how that ended."""
+    states = [answer["pool_state"] for answer in answers.values() if not failure_of(answer, "pool_state")]
+    drill = last_drill(states)
+    return [f"  last drill: {drill_sentence(drill) if drill else 'none yet'}"] if states else []
 
 
 def _lease_lines(answers: Mapping[str, Any]) -> list[str]:

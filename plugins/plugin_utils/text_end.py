@@ -97,6 +97,9 @@ def next_lines(
     plan: Mapping[str, Any], record: Mapping[str, Any], outcome: Mapping[str, Any], command: Command
 ) -> list[str]:
     """What to type next, each command on a line of its own that is never cut or wrapped."""
+    if plan.get("drill"):
+        # Said once it was judged.
+        return []
     if record["held"]:
         return [f"next: {text}" for text in dict.fromkeys(error["next"] for error in record["held"].values())]
     version = str(plan["release"] or "").rpartition("-")[0]

@@ -19,7 +19,10 @@ _WITH_VALUES = {
 _FLAGS = {"become": "-b", "become_ask_pass": "-K", "ask_pass": "-k", "ask_vault_pass": "-J"}
 # What is repeated of variables that were given in the command: of which hosts it speaks. Others may be secrets.
 _KEPT = ("pool_hosts", "pool_name", "pool_root", "pool_partial")
-_OF_ONE_RUN = ("pool_version", "pool_to", "pool_reason", "pool_skip", "pool_replay", "pool_cross_barrier")
+_OF_ONE_RUN = (
+    "pool_version", "pool_to", "pool_reason", "pool_skip", "pool_replay", "pool_cross_barrier",
+    "pool_drill_kind", "pool_drill_production",
+)  # fmt: skip
 _DEFAULTS = {"become_method": "sudo"}
 
 

@@ -49,7 +49,8 @@ def test_yaml_block_is_taken(text: str, tmp_path: Path) -> None:
         playbook(content, tmp_path, "--syntax-check")
         return
     specs = yaml.safe_load((CHECKOUT / "roles/pool/meta/argument_specs.yml").read_text(encoding="utf-8"))
-    options = specs["argument_specs"]["deploy"]["options"]
+    entries = specs["argument_specs"]
+    options = {**entries["drill"]["options"], **entries["deploy"]["options"]}
     assert set(content) <= set(options), "a variable that the role doesn't have"
     if "pool_name" not in content:  # some variables, to be set beside a pool's others
         options = {name: options[name] for name in (*content, "pool_version")}

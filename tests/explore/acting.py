@@ -32,7 +32,7 @@ from tests.explore.paper import BROKER, PROGRAM, Facts, Meanwhile, PaperHost, Wo
 
 _MODULES = {
     name: importlib.import_module(f"ansible_collections.backstep.workers.plugins.modules.{name}")
-    for name in ("release_info", "release_switch", "release_confirm", "rollout_lease")
+    for name in ("release_info", "release_switch", "release_confirm", "rollout_lease", "rollout_drill")
 }
 
 
@@ -170,7 +170,7 @@ def take_step(run: Run, facts: Facts, meanwhile: Meanwhile | None = None) -> Don
         if name != "release":
             _MODULES[name].main()
             return _NOW.result
-        spec = spec_of(run.release, host.facts)
+        spec = spec_of(arguments["version"], host.facts, arguments.get("drill"))
         if arguments["state"] == "planned":
             digest = host.program_digest()
             return staging.plan_host(host, spec, program_digest=digest, broker_url=BROKER, needed_bytes=0)

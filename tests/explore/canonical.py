@@ -18,7 +18,7 @@ _NOISE = frozenset(
      "broker_before", "baseline", "waited", "running", "pid", "up")
 )  # fmt: skip
 _NUMBERS = frozenset(("rollout", "token", "last_token"))
-_SAME_STATE = frozenset(("releases", "rollout", "lease", "last_token", "changed", "draining", "reaped"))
+_SAME_STATE = frozenset(("releases", "rollout", "lease", "last_token", "changed", "draining", "reaped", "drill"))
 
 
 def world_key(world: World) -> Hashable:
@@ -49,7 +49,7 @@ def _ranks(world: World) -> dict[int, int]:
 def _host(facts: Facts, ranks: dict[int, int], names: Mapping[str, str]) -> Hashable:
     state, rollout, lease = facts.state, facts.state.rollout, facts.state.lease
     ages = {since: rank for rank, since in enumerate(sorted({r.since for r in state.releases.values()}))}
-    releases = tuple((r.id, r.state, ages[r.since], bool(r.seal)) for r in state.releases.values())
+    releases = tuple((r.id, r.state, ages[r.since], bool(r.seal), r.drill) for r in state.releases.values())
     drains = tuple(
         (d.release, d.policy, d.boot == f"boot-{facts.boot}", max(0, round(d.deadline - facts.up)), bool(d.overran))
         for d in state.draining.values()
@@ -76,7 +76,8 @@ def _host(facts: Facts, ranks: dict[int, int], names: Mapping[str, str]) -> Hash
     guard = None if facts.guard is None else max(0, round(facts.guard - facts.up))
     stored = tuple(sorted(facts.stored.items()))
     paper = (facts.torn, facts.installed, facts.at_boot, facts.link, guard, facts.booting, stored, facts.dying)
-    rest = (rest, drains, gone, facts.reaper, facts.schedulers, facts.with_scheduler)
+    drill = (state.drill["kind"], ranks.get(state.drill["token"]), state.drill["passed"]) if state.drill else None
+    rest = (rest, drill, drains, gone, facts.reaper, facts.schedulers, facts.with_scheduler)
     return releases, rest, held, moving, ranks[state.last_token], workers, paper
 
 

@@ -21,13 +21,15 @@ from tests.explore.paper import BROKER, POOL
 from tools.common import CHECKOUT
 
 TASKS = CHECKOUT / "roles" / "pool" / "tasks"
-DEPLOY, ROLLBACK = "flow_deploy", "flow_rollback"
+DEPLOY, ROLLBACK, DRILL = "flow_deploy", "flow_rollback", "flow_drill"
 HOSTS = ("w1", "w2")
 LEASE_SECONDS, CONFIRM_SECONDS = 60.0, 100.0
 # Asked on a worker host, or of chance. All others are done at once: nothing can come between that makes a difference.
-ON_HOSTS = ("release", "release_info", "release_switch", "release_confirm", "rollout_lease", "rollout_verdict")
+ON_HOSTS = (
+    "release", "release_info", "release_switch", "release_confirm", "rollout_lease", "rollout_verdict", "rollout_drill"
+)  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
-    "queue_info": {"queues": {}, "workers": [], "gates": {}},
+    "queue_info": {"queues": {"q": {"waiting": 0}}, "workers": [], "gates": {}},
     "task_move": {"recovered": []},
 }
 _VARIABLE = re.compile(r"pool__\w+")
@@ -206,7 +208,8 @@ class Run:
 
     def variables(self, extra: _Variables = ()) -> dict[str, Any]:
         """What a template sees for the host that is next."""
-        found = {**DEFAULTS, "pool_version": self.release, **dict(self.settings), "inventory_hostname": self.host}
+        found = {**DEFAULTS, "pool__given": {"version": self.release}, **dict(self.settings)}
+        found["inventory_hostname"] = self.host
         found["ansible_play_hosts_all"] = list(self.hosts)
         found["query"] = lambda _kind, _pattern: list(self.hosts)
         found["hostvars"] = {host: self.own.get(host, {}) for host in self.hosts}
@@ -269,6 +272,8 @@ class Decider(ActionModule):
             "observe": self._observe,
             "stands": self._stands,
             "end": self._end,
+            "drill": self._drill,
+            "drilled": self._drilled,
         }
         try:
             return dict(works[params["operation"]](params))
@@ -281,7 +286,10 @@ class Decider(ActionModule):
     def _end(self, params: dict[str, Any]) -> dict[str, Any]:
         """How it ended, without the report."""
         outcome = records.outcome(params["plan"], params["record"])
-        return {"ok": outcome["ok"], "message": "", "outcome": outcome, "touched": params["record"]["touched"]}
+        told = {"outcome": {**outcome, "recovered": []}, "touched": params["record"]["touched"]}
+        # Of a drill: nothing is measured here, and nothing counted.
+        told.update(record=params["record"], events=[], times={}, skew={}, event={"reason": ""})
+        return {"ok": outcome["ok"], "message": "", **told}
 
 
 def advance(run: Run) -> Run:

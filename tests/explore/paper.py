@@ -42,6 +42,8 @@ BROKER = "redis://127.0.0.1:6379/0"
 WORKERS = (1, 2)
 # The host on which schedulers run.
 SCHEDULING = "w1"
+# How the releases of drills begin.
+DRILL = "drill-"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Facts:
     :param reaper: whether the reaper waits.
     :param booting: the guard that runs at boot has yet to run.
     :param dying: releases whose workers die as soon as they are started.
+    :param failing: whether workers of a drill die as well, as they are meant to.
     :param busy: whether workers have tasks that last longer than anybody waits.
     :param with_scheduler: releases that have a scheduler on the host ``SCHEDULING``.
     :param schedulers: the releases whose scheduler lives, the one that has the lock first; the others wait for it.
@@ -81,6 +84,7 @@ class Facts:
     booting: bool = False
     stored: dict[str, str] = field(default_factory=dict)
     dying: frozenset[str] = frozenset()
+    failing: bool = False
     busy: bool = False
     with_scheduler: frozenset[str] = frozenset()
     schedulers: tuple[str, ...] = ()
@@ -94,12 +98,16 @@ class Facts:
         here = self.name == SCHEDULING and release in self.with_scheduler
         return (SCHEDULER_INDEX, *WORKERS) if here else WORKERS
 
+    def dies(self, release: str) -> bool:
+        """Whether workers of a release die as soon as they are started."""
+        return release in self.dying or (self.failing and release.startswith(DRILL))
+
     def consuming(self) -> set[str]:
         """The releases of which workers live and take tasks."""
         return {
             release
             for (release, _index), worker in self.workers.items()
-            if not worker.ending and release not in self.dying
+            if not worker.ending and not self.dies(release)
         }
 
 
@@ -164,7 +172,7 @@ class Paper(Supervisor):
     def _quiet_workers(self, release: str) -> None:
         workers = dict(self.facts.workers)
         for key in [key for key in workers if key[0] == release]:
-            if self.facts.busy and release not in self.facts.dying:
+            if self.facts.busy and not self.facts.dies(release):
                 workers[key] = Worker(workers[key].pid, ending=True)
             else:
                 del workers[key]
@@ -173,7 +181,7 @@ class Paper(Supervisor):
     def processes(self, release: str, part: Part = Part.ALL) -> list[MainProcess]:
         if release not in self.facts.installed:
             return []
-        dies = release in self.facts.dying
+        dies = self.facts.dies(release)
         found = []
         if part.has(SCHEDULER_INDEX) and SCHEDULER_INDEX in self.facts.units(release):
             lives = release in self.facts.schedulers
@@ -308,15 +316,16 @@ class PaperLink:
 
 def _pid(release: str) -> int:
     """The process id of a scheduler, which never dies here."""
-    return 1_000_000 + int(release)
+    return (2_000_000 if release.startswith(DRILL) else 1_000_000) + int(release.removeprefix(DRILL))
 
 
-def spec_of(release: str, facts: Facts) -> Spec:
-    """The spec of any release."""
+def spec_of(release: str, facts: Facts, drill: dict[str, Any] | None = None) -> Spec:
+    """The spec of any release, or of one that is made to fail."""
     scheduler = {"command": ["x"], "host": SCHEDULING, "period": 60.0} if release in facts.with_scheduler else {}
     return Spec(
         id=release, version=release, pool=POOL, engine="rq", queues=[["q"]], processes=len(WORKERS), command=["x"],
         user="nobody", broker=BROKER, broker_variable="URL", identity={}, scheduler=scheduler,
+        drill=drill or {},
     )  # fmt: skip
 
 
@@ -375,7 +384,7 @@ class PaperHost(Host):
                 Process(_pid(release), 1, 0.0, release, f"{release}/0", scheduler=True)
             )
         for (release, index), worker in self.facts.workers.items() if part.has(WORKERS[0]) else ():
-            if release not in self.facts.dying:
+            if not self.facts.dies(release):
                 name = f"{release}/{index}"
                 found.setdefault(release, []).append(Process(worker.pid, 1, 0.0, release, name))
         return found

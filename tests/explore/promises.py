@@ -41,6 +41,9 @@ def _of_targets(facts: Facts) -> Iterator[str]:
         yield f"the guard would go to {opened.safe}, and the last good release is {good[:1]}"
     if opened and state.state_of(opened.target) == BAD:
         yield f"the bad release {opened.target} is a target"
+    for release in state.confirmed:
+        if state.is_drill(release):
+            yield f"{release} was made to fail for a drill, and is {state.state_of(release)}"
     try:
         target = rollback_target(state)
     except NoGoodRelease:
@@ -99,7 +102,7 @@ def of_a_move(before: World, move: Move) -> Iterator[str]:
 
 def _asked_for(move: Move, event: dict[str, Any]) -> bool:
     """Whether somebody has asked for a rollback, as against a deploy that gives up, or a guard."""
-    return event["by"] != "guard" and not (move.run and move.run.flow == flow.DEPLOY)
+    return event["by"] != "guard" and not (move.run and move.run.flow in (flow.DEPLOY, flow.DRILL))
 
 
 def _of_releases(old: Facts, new: Facts) -> Iterator[str]:
@@ -154,14 +157,18 @@ def _of_a_step(old: Facts, new: Facts, move: Move) -> Iterator[str]:
     holds = _owns(move.run, old) and lease_is_live(old)
     # An expired lease that nobody has taken since may still be given back.
     returns = move.run.arguments().get("state") == "released" and _owns(move.run, old)
-    if new != old and not (takes or holds or returns):
+    # That a drill has ended is noted once the lease is given back, and nothing else is done then.
+    told = {event["event"] for event in move.events}
+    notes = move.run.task.module == "rollout_drill" and told <= {"drilled", "torn_line"}
+    if new != old and not (takes or holds or returns or notes):
         yield f"rollout {token} changed the host, and its lease was {lease}"
 
 
 def _of_a_late_step(new: Facts, run: Run, found: Facts) -> Iterator[str]:
     """A step that had to wait has to ask again whether it still may."""
     returns = run.task.module == "rollout_lease" and _owns(run, found)
-    if new != found and not (returns or (_owns(run, found) and lease_is_live(found)) or _owns(run, new)):
+    notes = run.task.module == "rollout_drill"
+    if new != found and not (returns or notes or (_owns(run, found) and lease_is_live(found)) or _owns(run, new)):
         yield f"{run.name} changed the host, and its lease had passed to {found.state.lease}"
 
 
@@ -242,7 +249,8 @@ def unleased(facts: Facts) -> Facts:
 
 def runs_again(world: World, scope: Scope, when: str) -> Iterator[str]:
     """What a fleet comes to when somebody runs a playbook again, with nobody else at work."""
-    for playbook, release in ((flow.DEPLOY, scope.first[1] or "3"), (flow.ROLLBACK, "")):
+    drills = [(flow.DRILL, "")] if scope.first[0] == flow.DRILL else []
+    for playbook, release in ((flow.DEPLOY, scope.first[1] or "3"), (flow.ROLLBACK, ""), *drills):
         yield from _converges(world, playbook, release, scope, when)
 
 
@@ -255,7 +263,7 @@ def _converges(world: World, playbook: str, release: str, scope: Scope, when: st
         yield from of_an_exit(Move("", 0, world, ended=run))
         if run.code == 0 or _named(run):
             break
-    if playbook == flow.DEPLOY and (_named(run) or "pool__ended" not in run.shared):
+    if playbook != flow.ROLLBACK and (_named(run) or "pool__ended" not in run.shared):
         # It was refused, or it names the hosts that are an exception: a person takes them all back.
         yield from _converges(world, flow.ROLLBACK, "", scope, f"{when}, after a deploy")
         return
@@ -303,8 +311,9 @@ def of_an_exit(move: Move) -> Iterator[str]:
         return
     if not outcome["exceptions"] and len(set(places.values())) > 1:
         yield f"{run.name} names no exception, and the hosts are on {places}"
-    if run.code == 0 and set(places.values()) != {plan["release"]}:
-        yield f"{run.name} ended well, for {plan['release']}, and the hosts are on {places}"
+    wanted = set(plan["back_to"].values()) if plan["drill"] else {plan["release"]}
+    if run.code == 0 and set(places.values()) != wanted:
+        yield f"{run.name} ended well, for {wanted}, and the hosts are on {places}"
 
 
 def _only(run: Run, facts: Facts) -> bool:

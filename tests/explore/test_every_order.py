@@ -26,7 +26,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.state import EVENTS
 
 from tests.explore.acting import on_paper
-from tests.explore.flow import DEPLOY, ON_HOSTS, ROLLBACK, Task, program
+from tests.explore.flow import DEPLOY, DRILL, ON_HOSTS, ROLLBACK, Task, program
 from tests.explore.search import Explored, explore
 from tests.explore.world import DISTURBANCES, Scope
 
@@ -34,7 +34,8 @@ MORE = int(os.environ.get("BACKSTEP_EXPLORE_DEPTH", "0"))
 REPLACE = ("pool_mode", "replace")
 REQUEUE = ("pool_drain", {"timeout": 10.0, "on_timeout": "requeue"})
 ALWAYS = frozenset("1234")
-DEPLOYS, ROLLS_BACK = (DEPLOY, "3"), (ROLLBACK, "")
+DEPLOYS, ROLLS_BACK, DRILLS = (DEPLOY, "3"), (ROLLBACK, ""), (DRILL, "")
+ALLOWED = ("pool_drill", True)
 # What leaves a host alone, which may happen twice; and what tells two hosts apart (all the rest with more depth).
 WHAT_DIES = frozenset(("controller dies", "guard", "reboot"))
 OF_FLEETS = DISTURBANCES if MORE else frozenset(("controller dies", "verdict", "guard"))
@@ -82,6 +83,27 @@ SCOPES = {
         Scope(
             "two hosts, one of them bad", hosts=2, dying=(("w2", "3"),), disturbances=OF_FLEETS - {"person"}, depth=1
         ),
+        Scope("a drill", first=DRILLS, settings=(ALLOWED,), failing=True, depth=1),
+        Scope("a drill that seems to work", first=DRILLS, settings=(ALLOWED,), busy=True, depth=1),
+        Scope(
+            "a drill, and somebody else",
+            first=DRILLS,
+            others=(DEPLOYS, ROLLS_BACK, DRILLS),
+            settings=(ALLOWED,),
+            failing=True,
+            disturbances=WHAT_DIES,
+            depth=1,
+        ),
+        Scope(
+            "two hosts are drilled, with a scheduler on one",
+            hosts=2,
+            first=DRILLS,
+            with_scheduler=ALWAYS | {f"drill-{number}" for number in range(20)},
+            settings=(ALLOWED,),
+            failing=True,
+            disturbances=OF_FLEETS - {"person"},
+            depth=1,
+        ),
         Scope("two hosts, two rollbacks", hosts=2, first=ROLLS_BACK, others=(ROLLS_BACK,), disturbances=NONE, depth=1),
         Scope("two hosts go back", hosts=2, first=ROLLS_BACK, disturbances=OF_FLEETS - {"person"}, depth=1),
     )
@@ -108,7 +130,7 @@ def test_every_event_and_every_step_of_the_flows_is_reached() -> None:
     assert set(EVENTS) - {event for seen in everything for event in seen.events} == set(ELSEWHERE)
     steps = {
         (flow, task.name)
-        for flow in (DEPLOY, ROLLBACK)
+        for flow in (DEPLOY, ROLLBACK, DRILL)
         for task in program(flow).code
         # What only reads is left out: journals to show, and tasks, of which a broker of paper holds none.
         if isinstance(task, Task) and task.module in ON_HOSTS and not {"events", "tasks"} & set(task.arguments)

@@ -43,6 +43,7 @@ class Scope:
     :param others: the flows and releases of the controllers that may come later.
     :param settings: variables of the role, the same for all controllers.
     :param dying: releases whose workers die as soon as they are started, by host.
+    :param failing: whether workers of a drill die, as they are meant to.
     :param with_scheduler: the releases that have a scheduler.
     :param provable: whether a controller can prove that another one is dead.
     :param disturbances: which kinds there are.
@@ -57,6 +58,7 @@ class Scope:
     settings: tuple[tuple[str, Any], ...] = ()
     dying: tuple[tuple[str, str], ...] = ()
     busy: bool = False
+    failing: bool = False
     provable: bool = False
     with_scheduler: frozenset[str] = frozenset()
     disturbances: frozenset[str] = DISTURBANCES
@@ -160,7 +162,10 @@ def start(scope: Scope) -> World:
     dying: dict[str, frozenset[str]] = {}
     for host, release in scope.dying:
         dying[host] = dying.get(host, frozenset()) | {release}
-    facts = tuple(replace(one, dying=dying.get(one.name, frozenset()), busy=scope.busy) for one in world.facts)
+    facts = tuple(
+        replace(one, dying=dying.get(one.name, frozenset()), busy=scope.busy, failing=scope.failing)
+        for one in world.facts
+    )
     world, _run = begin(replace(world, facts=facts), *scope.first, scope)
     return world
 

@@ -153,8 +153,21 @@ def test_it_is_tried_ten_times_and_for_a_day_at_most() -> None:
 
 
 def test_a_drill_is_told_as_one() -> None:
-    drilled = state(drill={"token": 7, "kind": "crash", "ended": 1.0, "passed": True})
-    assert [each["event"]["what"] for each in notices.due("mail", [{"w1": drilled}], None, NOW)] == ["drilled"]
+    def told(**changed: Any) -> list[str]:
+        asked = {"w1": state(rollout=BACK, **changed)}
+        return [each["event"]["what"] for each in notices.due("mail", [asked], None, NOW)]
+
+    assert told(drill={"token": 7, "kind": "crash", "ended": 1.0, "passed": True}) == ["drilled"]
+    assert told(drill={"token": 6, "kind": "crash", "ended": 1.0, "passed": True}) == ["went_back"]
+    assert told(releases=[{"id": B, "drill": "crash"}]) == ["drilled"], "also when its run has died"
+    assert told(releases=[{"id": A, "drill": "crash"}, {"id": B, "drill": ""}]) == ["drilled"]
+    assert told(releases=[{"id": B, "drill": ""}]) == ["went_back"]
+
+
+def test_a_drill_that_has_not_passed_needs_a_person() -> None:
+    event = {"what": "went_back", "reason": "w1: it died"}
+    assert notices.event_of_drill(event, []) == {"what": "drilled", "reason": "w1: it died"}
+    assert notices.event_of_drill(event, ["a", "b"]) == {"what": "needs_a_person", "reason": "a; b"}
 
 
 def test_after_a_try_only_what_was_not_sent_is_kept() -> None:

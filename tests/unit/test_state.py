@@ -271,6 +271,7 @@ def test_every_event_is_told_of_in_these_tests() -> None:
     story.note("drain_overran", release=A, running=[]).note("reaped", release=A, outcome="clean", running=[])
     story.note("notified", notice={"id": "letters-1", "rollout": 1, "left": []})
     story.note("barrier_held", release=B).hook(B, "before_rollback")
+    story.note("drilled", kind="crash", ended=1.0, passed=True, times={})
     # What stands for lines that were cut off is of the journal's tests.
     assert {event["event"] for event in story.events} | set(EVIDENCE) | {SO_FAR, CUT} == set(EVENTS)
 

@@ -90,6 +90,14 @@ def test_a_host_that_has_come_along_is_no_longer_named() -> None:
     assert not [line for line in lines if "left out" in line or "mixed" in line]
 
 
+def test_the_last_drill_is_shown_with_its_date_or_that_there_was_none() -> None:
+    answers = {"w1": state(B, 7, []), "w2": state(B, 7, [])}
+    assert "  last drill: none yet" in text.status_lines("mail", answers, {"msg": "refused"})
+    answers["w2"]["pool_state"]["drill"] = {"kind": "late", "token": 6, "ended": 86400.0, "passed": False}
+    lines = text.status_lines("mail", answers, {"msg": "refused"})
+    assert "  last drill: late on 1970-01-02 00:00:00 UTC (rollout 6): DID NOT PASS" in lines
+
+
 def test_a_status_without_answers_shows_question_marks_and_never_zeros() -> None:
     answers: dict[str, Any] = {"w1": {"unreachable": True, "msg": "no route"}}
     lines = text.status_lines("mail", answers, {"msg": "connection refused"})

@@ -64,6 +64,7 @@ def describe_host(host: Host, *, events: int = 0, verify: bool = False, wish: st
         if lease and is_live(lease, now)
         else None,
         "hooks_pending": hooks_pending(state),
+        "drill": state.drill,
         "last_token": state.last_token,
         "last_owner": lease.owner if lease else None,
         "last_lease": {"token": lease.token, "kind": lease.kind} if lease else None,

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
 
+from .._rollout.drills import LATE
 from .._rollout.names import worker_prefix
 
 RELEASE_SCHEMA = 1
@@ -67,6 +68,8 @@ class Spec:
         and the text, with ``{config}`` left in.
     :param manifest: how it tells which tasks it can run: ``tasks``, a list of names, or ``command``, whose words may be
         ``{python}`` (the workers' interpreter) and ``{command}`` (their arguments); empty when nothing does.
+    :param drill: how its workers are made to fail: ``kind``, ``of`` (the release that all the rest is from) and
+        ``seconds`` (after which they do, where the kind is ``late``); empty for a release that is to work.
     """
 
     id: str
@@ -85,6 +88,7 @@ class Spec:
     scheduler: dict[str, Any] = field(default_factory=dict)
     extends: list[str] = field(default_factory=list)
     manifest: dict[str, Any] = field(default_factory=dict)
+    drill: dict[str, Any] = field(default_factory=dict)
     schema: int = RELEASE_SCHEMA
 
     @property
@@ -170,6 +174,7 @@ def programs(spec: Spec, pool: Pool, layout: Layout) -> list[Program]:
         environment = worker_environment(spec, pool, layout, index, queues)
         options = ["--worker", environment.pop("BACKSTEP_WORKER")]
         options += [f"--extend={fill_in(extension, spec.id, layout)}" for extension in spec.extends]
+        options += _failing(spec.drill)
         command = expand_command(spec.command, spec.id, layout, queues)
         found.append(Program(index, queues, options, command, environment))
     if spec.scheduler.get("host") == pool.host:
@@ -180,6 +185,13 @@ def programs(spec: Spec, pool: Pool, layout: Layout) -> list[Program]:
         environment[PART_VARIABLE] = Part.SCHEDULER.value
         found.insert(0, Program(SCHEDULER_INDEX, queues, options, command, environment))
     return found
+
+
+def _failing(drill: dict[str, Any]) -> list[str]:
+    """The launcher's option for a worker that a drill makes to fail."""
+    if not drill:
+        return []
+    return ["--fail", f"late:{drill['seconds']}" if drill["kind"] == LATE else drill["kind"]]
 
 
 def expand_command(command: list[str], release: str, layout: Layout, queues: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from .._rollout.pool_state import BAD, PoolState
 from .._rollout.rules import Grant, Moment, decide_grant
 from . import asking
 from .clock import moment
+from .drilling import drop
 from .host import Host
 
 _DAY_SECONDS = 86_400
@@ -52,32 +53,38 @@ def give_back(
     reason: str,
     check_mode: bool,
     observed: Optional[dict[str, Any]] = None,
+    prune: str = "",
 ) -> list[dict[str, Any]]:
     """Give the lease back if this rollout holds it, marking ``quarantine`` as bad first; what was done.
 
     :param owner: who was granted it: two runs that looked at the same time have given themselves the same number.
     :param observed: what the rollout has seen of the queues, for the report. A full disk keeps no lease from its end.
+    :param prune: what was stored for a drill that is over, or "".
 
     A lease that has passed to somebody else by now is left to them.
     """
     if check_mode:
         # Nothing was granted that could be given back: shown is what the real run does.
-        return _giving_back(host.state(), rollout, quarantine)
+        return _giving_back(host.state(), rollout, quarantine, prune)
     with host.locked():
         state = host.state()
         lease = state.lease
         if lease is None or lease.released or lease.token != rollout or lease.owner.get("run") != owner.get("run"):
             return []
-        actions = _giving_back(state, rollout, quarantine)
+        done = []
         if observed:
             with suppress(HostUnfit):
                 host.note("observed", rollout, **observed)
-        for action in actions:
+        for action in _giving_back(state, rollout, quarantine, prune):
             if action["action"] == "quarantine":
                 host.note("quarantined", rollout, release=quarantine, reason=reason)
+            elif action["action"] == "prune":
+                if not drop(host, prune, rollout):
+                    continue
             else:
                 host.note("lease_released", rollout)
-        return actions
+            done.append(action)
+        return done
 
 
 def cut_journal(host: Host, days: float) -> None:
@@ -88,8 +95,9 @@ def cut_journal(host: Host, days: float) -> None:
             host.journal.cut(now.time - days * _DAY_SECONDS, now)
 
 
-def _giving_back(state: PoolState, rollout: int, quarantine: str) -> list[dict[str, Any]]:
+def _giving_back(state: PoolState, rollout: int, quarantine: str, prune: str) -> list[dict[str, Any]]:
     actions: list[dict[str, Any]] = []
     if state.state_of(quarantine) not in (None, BAD) and state.current != quarantine:
         actions.append({"action": "quarantine", "release": quarantine})
+    actions += [{"action": "prune", "release": prune}] if prune else []
     return [*actions, {"action": "give_back", "rollout": rollout}]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable
 
+from .._rollout.drills import drill_sentence
 from .._rollout.errors import BackstepError, HostUnfit, refused_by_system
 from .._rollout.metrics import render
 from .._rollout.names import utc
@@ -44,6 +45,8 @@ def status(host: Host, options: argparse.Namespace) -> int:
         else "rollout   none yet",
         f"back to   {found['rollback']['target'] or found['rollback']['problem']}",
     ]
+    drill = found["drill"]
+    lines += [f"drill     {drill_sentence(drill)}"] if drill else []
     lines += _scheduler(found)
     lines += [f"barrier   {name} can't be undone: {found['barriers'][name]['reason']}" for name in found["barriers"]]
     lines += [_draining(each) for each in found["draining"]]

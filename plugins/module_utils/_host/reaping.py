@@ -70,7 +70,10 @@ def how_it_drains(host: Host, release: str) -> Drained:
     state = host.state()
     if release in state.draining:
         return Drained(release, "draining", _waited(state.draining[release]), still_running(host, release))
-    reaped = state.reaped[release]
+    reaped = state.reaped.get(release)
+    if reaped is None:
+        # What a drill leaves is pruned in the moment in which it has ended, unless somebody was killed.
+        return Drained(release, "clean", 0.0, [])
     return Drained(release, reaped.outcome, 0.0, reaped.running)
 
 

@@ -60,6 +60,7 @@ def plan_host(
         "release": spec.id,
         "refused": _refusal(state, spec.id),
         "tells_tasks": bool(spec.manifest),
+        "queues": spec.queues,
         "supervisor": supervisor,
         "pool_state": describe_host(host, verify=True, wish=wish),
     }
@@ -144,7 +145,8 @@ def stage_host(
         if not hooked or hooked[-1]["outcome"] == DONE:
             told.update(_require_fit(host, spec.id, state.current, tasks, retired, now))
             told["schedules"] = schedule_changes(host, spec.id, state.current)
-    return {"changed": bool(actions), "actions": actions, "release": spec.id, "hooks": hooked, "unknown_tasks": told}
+    ran = {"hooks": hooked, "unknown_tasks": told, "queues": spec.queues}
+    return {"changed": bool(actions), "actions": actions, "release": spec.id, **ran}
 
 
 def _require_fit(
@@ -166,7 +168,8 @@ def _require_fit(
 def _build(host: Host, state: PoolState, spec: Spec, content: Content, rollout: int) -> None:
     if host.running().get(spec.id):
         host.store.verify(spec.id, state.releases[spec.id].seal)
-    host.note("stage_started", rollout, release=spec.id, version=spec.version)
+    drill = {"drill": spec.drill["kind"]} if spec.drill else {}
+    host.note("stage_started", rollout, release=spec.id, version=spec.version, **drill)
     units = host.supervisor.render(spec)
     seal = host.store.stage(spec, content, units, lambda: declared(host, spec, content.environment))
     scheduler = {name: spec.scheduler[name] for name in ("host", "period")} if spec.scheduler else {}

@@ -68,6 +68,12 @@ def refused_by_system(error: OSError, doing: str) -> HostUnfit:
     )
 
 
+class DrillRefused(BackstepError):
+    """The pool may not, or can't, be drilled now."""
+
+    code = "drill_refused"
+
+
 class LeaseHeld(BackstepError):
     """Somebody else holds the lease of this host."""
 

@@ -32,7 +32,7 @@ class FleetPlan:
     ``adopt`` names, by host, the run of a dead owner whose lease is taken over. ``unfinished`` are hosts on which a
     rollback was interrupted, ``between`` those of ``hosts`` that an interrupted deploy has switched. ``once`` is the
     host that runs the hooks that are meant for one host. ``left_out`` are
-    hosts of the pool that are not looked at, on purpose.
+    hosts of the pool that are not looked at, on purpose. ``drill`` is how it is made to fail, or "".
     """
 
     kind: str
@@ -49,6 +49,7 @@ class FleetPlan:
     once: Optional[str] = None
     partial: bool = False
     left_out: list[str] = field(default_factory=list)
+    drill: str = ""
 
     @property
     def needed(self) -> bool:
@@ -212,7 +213,7 @@ def plan_deploy(
                 refused.setdefault(answer["refused"], []).append(host)
         _require_none(refused, len(answers))
     todo = [] if unfinished else [host for host, answer in good.items() if not _settled_on(answer, release)]
-    back_to = {host: _home(state) for host, state in states.items()}
+    back_to = {host: home(state) for host, state in states.items()}
     _require_way_back(states, back_to, todo)
     return FleetPlan(
         kind="deploy",
@@ -236,10 +237,10 @@ def _is_open(state: Answer) -> bool:
     return bool(rollout and rollout["open"])
 
 
-def _home(state: Answer) -> Optional[str]:
+def home(state: Answer) -> Optional[str]:
     """Where a host goes if this rollout comes to nothing."""
-    home: Optional[str] = state["rollout"]["safe"] if _is_open(state) else next(iter(state["good"]), None)
-    return home
+    found: Optional[str] = state["rollout"]["safe"] if _is_open(state) else next(iter(state["good"]), None)
+    return found
 
 
 def _once_host(states: Mapping[str, Answer], todo: Sequence[str], release: str) -> Optional[str]:

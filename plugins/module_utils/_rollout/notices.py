@@ -49,8 +49,24 @@ def _one(releases: Collection[Optional[str]]) -> str:
 
 
 def is_drill(states: States, rollout: int) -> bool:
-    """Whether a rollout was a drill."""
-    return any((state.get("drill") or {}).get("token") == rollout for state in states.values())
+    """Whether a rollout was a drill, also one that was cut short."""
+    for state in states.values():
+        if (state.get("drill") or {}).get("token") == rollout:
+            return True
+        moved = state["rollout"] or {}
+        made_to_fail = {release["id"] for release in state.get("releases") or () if release["drill"]}
+        if moved.get("token") == rollout and made_to_fail & {moved["origin"], moved["target"]}:
+            return True
+    return False
+
+
+def event_of_drill(event: Event, problems: Sequence[str]) -> Event:
+    """What the end of a drill is told as, which by itself looks like that of a deploy that wasn't good.
+
+    :param problems: why it has not passed.
+    """
+    reason = "; ".join(problems) or event["reason"]
+    return {**event, "what": NEEDS_A_PERSON if problems else DRILLED, "reason": reason}
 
 
 def event_of_end(
@@ -160,7 +176,8 @@ def due(pool: str, looks: Sequence[States], ended: Optional[Event], now: float) 
     events = [event_from_journals(pool, states) for states in looks]
     new = {event["id"]: event for event in [*events, ended] if event and event["id"] not in journals}
     for event in new.values():
-        event["what"] = DRILLED if is_drill(last, event["rollout"]) else event["what"]
+        drilled = event["what"] in (WENT_BACK, TAKEN_BACK) and is_drill(last, event["rollout"])
+        event["what"] = DRILLED if drilled else event["what"]
     untried: Notice = {"left": None, "tries": 0, "first": now, "why": ""}
     found = [{"id": event["id"], "rollout": event["rollout"], "event": event, **untried} for event in new.values()]
     found += [notice for notice in journals.values() if is_pending(notice) and not is_given_up(notice, now)]

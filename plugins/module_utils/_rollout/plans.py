@@ -143,6 +143,7 @@ def to_prune(state: PoolState, target: Optional[str], keep: int, running: Iterab
     kept = {target, *good[: max(1, keep)], *running}
     newest_first = sorted(state.releases.values(), key=lambda release: release.since, reverse=True)
     spare = [release.id for release in newest_first if release.id not in kept]
-    # Releases that never became good are evidence: as many of them stay as good ones do.
-    evidence = [release for release in spare if state.state_of(release) != GOOD][: max(1, keep)]
+    # Releases that never became good are evidence: as many of them stay as good ones do. What a drill leaves is none.
+    evidence = [release for release in spare if state.state_of(release) != GOOD and not state.is_spent_drill(release)]
+    evidence = evidence[: max(1, keep)]
     return [release for release in spare if release not in evidence]

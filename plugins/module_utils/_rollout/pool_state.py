@@ -37,6 +37,7 @@ class Release:
 
     ``barrier`` says why it can't be undone once it was switched to, or is "". ``hooks`` are its commands by step.
     ``scheduler`` has the ``host`` and the ``period`` (seconds) of the process that runs its schedule, if it has one.
+    ``drill`` says in which way it is made to fail, or is "": what was stored for a drill is never good.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Release:
     barrier: str = ""
     hooks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
+    drill: str = ""
 
 
 @dataclass
@@ -139,6 +141,8 @@ class PoolState:
 
     ``ran`` are the hooks of each release that have run well in the present rollout, ``hooking`` is the event of one
     that was started and has not ended. ``notices`` say by id who was told of a rollout's end, and who was not.
+    ``drill`` is the last drill that has ended: its ``kind``, ``token``, ``ended`` (epoch seconds) and whether it
+    ``passed``; None where there was none.
     """
 
     releases: dict[str, Release] = field(default_factory=dict)
@@ -153,6 +157,7 @@ class PoolState:
     ran: dict[str, list[str]] = field(default_factory=dict)
     hooking: Optional[Event] = None
     notices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drill: Optional[dict[str, Any]] = None
     last_token: int = 0
     changed: float = 0.0
 
@@ -169,6 +174,15 @@ class PoolState:
         """This state, with a release that isn't there yet, of which ``sealed`` is known: what check mode plans from."""
         self.releases.setdefault(release, Release(release, "", STAGED, 0.0, **sealed))
         return self
+
+    def is_drill(self, release: Optional[str]) -> bool:
+        """Whether a release was stored for a drill."""
+        return release in self.releases and bool(self.releases[release].drill)
+
+    def is_spent_drill(self, release: Optional[str]) -> bool:
+        """Whether a drill's release can go: the next deploy has to ask for the tasks of workers that were killed."""
+        reaped = self.reaped.get(release or "")
+        return self.is_drill(release) and not (reaped and reaped.running)
 
     def is_heading_for(self, release: str) -> bool:
         """Whether this host is on a release, or was switched to it by a rollout that is not over."""

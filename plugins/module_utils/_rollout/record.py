@@ -200,7 +200,9 @@ def outcome(plan: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
         ended = "rolled_back" if record["touched"] else "stopped"
     elif not exceptions and plan["kind"] == "rollback":
         ended = "rolled_back"
-    good = not exceptions and record["verdict"] == GOOD and not failed_hooks(record)
+    # A drill is where it was asked to be once it has gone back.
+    well = record["verdict"] == GOOD if not plan.get("drill") else ended == "rolled_back"
+    good = not exceptions and well and not failed_hooks(record)
     return {"ok": good, "ended": ended, "hosts": hosts, "exceptions": exceptions, "reasons": _all_reasons(record)}
 
 

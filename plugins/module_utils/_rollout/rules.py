@@ -216,6 +216,12 @@ def require_confirm(state: PoolState, token: int, release: Optional[str]) -> Opt
     """
     rollout = state.rollout
     if rollout and rollout.token == token and rollout.target == release:
+        if rollout.phase == SWITCHED and state.is_drill(release):
+            raise StepOutOfOrder(
+                f"{release} was made to fail for a drill, and it seems to work: it is never confirmed.",
+                left="The guard is still armed.",
+                next_step="The rollout takes every touched host back.",
+            )
         if rollout.phase in (SWITCHED, RESTORED):
             return rollout
         if rollout.phase == CONFIRMED:

@@ -109,6 +109,7 @@ def _lease_released(state: PoolState, event: Event) -> None:
 def _stage_started(state: PoolState, event: Event) -> None:
     _set_release(state, event["release"], UNFINISHED, event)
     state.releases[event["release"]].version = event["version"]
+    state.releases[event["release"]].drill = event.get("drill", "")
 
 
 def _staged(state: PoolState, event: Event) -> None:
@@ -194,9 +195,11 @@ def _rollback_started(state: PoolState, event: Event) -> None:
     )
     _want(state, event["target"])
     left = event["origin"]
-    if left and left != event["target"] and (event["verdict"] == "bad" or state.state_of(left) != BAD):
+    # What a drill has made to fail is no bad release of anybody's, and can't become a good one either.
+    bad = event["verdict"] == "bad" and not state.is_drill(left)
+    if left and left != event["target"] and (bad or state.state_of(left) != BAD):
         # What is known to be bad stays bad, also when the way back is begun anew by who knows nothing of it.
-        _set_release(state, left, BAD if event["verdict"] == "bad" else UNCONFIRMED, event, event["reason"])
+        _set_release(state, left, BAD if bad else UNCONFIRMED, event, event["reason"])
 
 
 def _restored(state: PoolState, event: Event) -> None:
@@ -236,6 +239,18 @@ def _quarantined(state: PoolState, event: Event) -> None:
 
 def _notified(state: PoolState, event: Event) -> None:
     state.notices = with_notice(state.notices, event["notice"])
+
+
+def _drilled(state: PoolState, event: Event) -> None:
+    if state.drill and state.drill["token"] > event["token"]:
+        # It is noted without a lease, so that of a later drill may have come first.
+        return
+    state.drill = {
+        "kind": event["kind"],
+        "token": event["token"],
+        "ended": event["ended"],
+        "passed": event["passed"],
+    }
 
 
 def _pruned(state: PoolState, event: Event) -> None:
@@ -281,6 +296,7 @@ EVENTS: dict[str, Callable[[PoolState, Event], None]] = {
     "quarantined": _quarantined,
     "notified": _notified,
     "observed": _noted,
+    "drilled": _drilled,
     "pruned": _pruned,
     "torn_line": _noted,
     SO_FAR: _so_far,
