@@ -79,7 +79,7 @@ def give_back(
             if action["action"] == "quarantine":
                 host.note("quarantined", rollout, release=quarantine, reason=reason)
             elif action["action"] == "prune":
-                if not drop(host, prune, rollout):
+                if not drop(host, action["release"], rollout):
                     continue
             else:
                 host.note("lease_released", rollout)
@@ -99,5 +99,8 @@ def _giving_back(state: PoolState, rollout: int, quarantine: str, prune: str) ->
     actions: list[dict[str, Any]] = []
     if state.state_of(quarantine) not in (None, BAD) and state.current != quarantine:
         actions.append({"action": "quarantine", "release": quarantine})
-    actions += [{"action": "prune", "release": prune}] if prune else []
+    if prune:
+        # Also what drills have left that were cut short, on hosts that this one didn't touch.
+        spent = dict.fromkeys([prune, *filter(state.is_spent_drill, state.releases)])
+        actions += [{"action": "prune", "release": release} for release in spent]
     return [*actions, {"action": "give_back", "rollout": rollout}]
