@@ -321,7 +321,7 @@ def _pid(release: str) -> int:
 
 def spec_of(release: str, facts: Facts, drill: dict[str, Any] | None = None) -> Spec:
     """The spec of any release, or of one that is made to fail."""
-    scheduler = {"command": ["x"], "host": SCHEDULING, "period": 60.0} if release in facts.with_scheduler else {}
+    scheduler = {"command": ["x"], "host": SCHEDULING, "period": 20.0} if release in facts.with_scheduler else {}
     return Spec(
         id=release, version=release, pool=POOL, engine="rq", queues=[["q"]], processes=len(WORKERS), command=["x"],
         user="nobody", broker=BROKER, broker_variable="URL", identity={}, scheduler=scheduler,

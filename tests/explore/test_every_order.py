@@ -85,14 +85,22 @@ SCOPES = {
         ),
         Scope("a drill", first=DRILLS, settings=(ALLOWED,), failing=True, depth=1),
         Scope("a drill that seems to work", first=DRILLS, settings=(ALLOWED,), busy=True, depth=1),
-        Scope(
-            "a drill, and somebody else",
-            first=DRILLS,
-            others=(DEPLOYS, ROLLS_BACK, DRILLS),
-            settings=(ALLOWED,),
-            failing=True,
-            disturbances=WHAT_DIES,
-            depth=1,
+        *(
+            Scope(
+                f"a drill, and {what}",
+                first=DRILLS,
+                others=(other,),
+                settings=(ALLOWED,),
+                failing=True,
+                disturbances=dying,
+                depth=1,
+            )
+            # Two drills come to five times the worlds of the others together.
+            for what, other, dying in (
+                ("a deploy", DEPLOYS, WHAT_DIES),
+                ("a rollback", ROLLS_BACK, WHAT_DIES),
+                ("another drill", DRILLS, NONE),
+            )
         ),
         Scope(
             "two hosts are drilled, with a scheduler on one",
