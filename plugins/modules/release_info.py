@@ -33,7 +33,7 @@ options:
     type: bool
     default: false
   to:
-    description: The release that a rollback would be asked for; empty means the last good one.
+    description: The release that a rollback would be asked for; empty, or V(previous), means the last good one.
     type: str
     default: ''
   tasks:

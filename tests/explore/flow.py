@@ -49,6 +49,7 @@ def _as_list(lazy: Callable[..., Any]) -> Callable[..., list[Any]]:
 for _name in ("map", "select", "reject", "selectattr", "rejectattr"):
     _TEMPLATES.filters[_name] = _as_list(_TEMPLATES.filters[_name])
 _TEMPLATES.filters["dict2items"] = lambda given: [{"key": key, "value": value} for key, value in given.items()]
+_TEMPLATES.filters["bool"] = lambda given: str(given).lower() in ("true", "yes", "1")
 _Variables = tuple[tuple[str, Any], ...]
 
 

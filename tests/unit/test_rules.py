@@ -324,6 +324,11 @@ def test_no_way_back_is_said_loudly() -> None:
         way(Story().lease().stage(A).switch(A).back(None, "bad").settle())
 
 
+def test_previous_is_what_it_is_without_a_wish() -> None:
+    for story in (Story().good(A).good(B), Story().good(A).bad(B), Story().good(A).good(B).lease().stage(C).switch(C)):
+        assert way(story, "previous") == way(story)
+
+
 def test_a_wish_has_to_be_good() -> None:
     story = Story().good(A).good(B).good(C).lease().stage("4.0-dddddddd")
     assert way(story, A) == A

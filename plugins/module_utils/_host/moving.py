@@ -59,7 +59,7 @@ def switch_host(
 ) -> dict[str, Any]:
     """Move the host to ``release``, or back when that is ``previous``; see the module ``release_switch``."""
     steps = Steps(host, rollout, terms)
-    going_back = release == "previous"
+    going_back = release == rules.PREVIOUS
     if check_mode:
         state = host.state()
         target = rules.rollback_target(state, wish) if going_back else release

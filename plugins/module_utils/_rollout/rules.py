@@ -24,6 +24,9 @@ from .pool_state import (
     Rollout,
 )
 
+# The word for where a rollback goes by itself, for whoever has to type something.
+PREVIOUS = "previous"
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -285,14 +288,15 @@ def found_on(state: PoolState, token: int) -> Optional[str]:
 def rollback_target(state: PoolState, wish: str = "") -> Optional[str]:
     """Where a rollback takes this host; equal to ``state.current`` with no open rollout when there is nothing to do.
 
-    Without a wish: out of an open rollout to its safe release; a host that a rollback has brought to a good release
-    stays there (rolling back twice never lands on a worse place); else to the good release before the current one.
+    Without a wish, or with ``previous``: out of an open rollout to its safe release; a host that a rollback has brought
+    to a good release stays there (rolling back twice never lands on a worse place); else to the good release before the
+    current one.
     ``None`` only for a host whose first rollout is open: back to nothing running.
 
     :raises NoGoodRelease: there is nothing to go back to.
     :raises ReleaseRefused: the wish is not a good release of this host.
     """
-    if wish:
+    if wish and wish != PREVIOUS:
         require_target(state, wish)
         if state.state_of(wish) != GOOD:
             raise ReleaseRefused(
