@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checks that the arrows of the architecture point one way, by reading imports.
 
-Modules, action and filter plugins -> ``_module``, ``_host``, ``_queue`` -> ``_rollout``. Below the modules only the
-standard library is imported, except that an engine may import its queue library's client.
+Modules, action and filter plugins -> ``_module``, ``_host``, ``_queue``, ``_awx`` -> ``_rollout``. Below the modules
+only the standard library is imported, except that an engine may import its queue library's client.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ BELOW: dict[str | None, set[str | None]] = {
     "_rollout": {"_rollout"},
     "_host": {"_host", "_rollout"},
     "_queue": {"_queue", "_rollout"},
+    "_awx": {"_awx", "_rollout"},
     None: {None, "_host", "_queue", "_rollout"},
 }
 

@@ -198,3 +198,15 @@ class RouteRefused(BackstepError):
     """A route that must not be: it is somebody else's, or nobody listens where it leads."""
 
     code = "route_refused"
+
+
+class AwxUnreachable(BackstepError):
+    """AWX gave no answer, or none that is its API's."""
+
+    code = "awx_unreachable"
+
+
+class AwxRefused(BackstepError):
+    """AWX answered and refused, or something that was named isn't there."""
+
+    code = "awx_refused"
