@@ -271,6 +271,7 @@ class ActionModule(ActionBase):
         why = f" Why: {outcome['reasons']}" if outcome["reasons"] else ""
         told = {name: data[name] for name in ("times", "events", "skew")}
         told.update(record=params["record"], outcome=outcome, event=event)
+        told["artifact"] = notices.artifact(event, outcome["ok"])
         return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, **told}
 
     def _command(self) -> Callable[..., str]:

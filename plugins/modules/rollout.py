@@ -359,6 +359,12 @@ event:
   type: dict
   returned: with O(operation=end)
   sample: {"id": "mail-12", "what": "went_back", "pool": "mail", "rollout": 12}
+artifact:
+  description: What a run leaves as C(backstep) with M(ansible.builtin.set_stats), as a hint for what comes after it.
+  type: dict
+  returned: with O(operation=end)
+  sample: {"schema": 1, "pool": "mail", "rollout": 12, "what": "went_back", "ended": 1795230000.5, "ok": false,
+           "from": "2.3.0-11d0a7b2", "to": "2.4.0-3fa9c1d2", "now": "2.3.0-11d0a7b2", "report": ""}
 text:
   description: What was shown, line by line.
   type: list

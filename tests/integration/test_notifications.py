@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -100,7 +101,8 @@ def play(
     given.write_text(json.dumps({"pool_notify": notify}), encoding="utf-8")
     return subprocess.run(
         command(stand, playbook, "-v", "-e", f"@{given}", **variables),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=stand.environment(), cwd=stand.folder,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=stand.folder,
+        env={**stand.environment(), "ANSIBLE_SHOW_CUSTOM_STATS": "true"},
         timeout=_SECONDS, check=False,
     )  # fmt: skip
 
@@ -109,6 +111,16 @@ def lines_of(told: subprocess.CompletedProcess[str]) -> list[str]:
     """What a run has said of notifications; it went well."""
     assert told.returncode == 0, told.stdout + told.stderr
     return [line.strip() for line in told.stdout.splitlines() if line.strip().startswith("notification")]
+
+
+def word_of(told: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What a run has left for whatever comes next, but for what is another one each time."""
+    (left,) = re.findall(r"RUN: (\{.*\})", told.stdout)
+    word: dict[str, Any] = json.loads(left)["backstep"]
+    assert word.pop("now") == word.pop("to")
+    assert word.pop("pool") == "letters"
+    assert word.pop("ended") > 0
+    return word
 
 
 def test_what_is_refused_is_sent_again_by_a_later_run_and_holds_up_nothing(
@@ -128,6 +140,7 @@ def test_what_is_refused_is_sent_again_by_a_later_run_and_holds_up_nothing(
         },
     ]
     told = play(stand, "deploy", notify, **deploy)
+    assert word_of(told) == {"schema": 1, "rollout": 1, "what": "deployed", "from": "nothing", "ok": True, "report": ""}
     sent, failed = lines_of(told)
     assert sent == "notification letters-1: sent to file"
     assert failed.startswith("notification letters-1: NOT sent, and any later run sends it again (9 more tries). ")

@@ -131,6 +131,22 @@ def test_a_run_s_own_end_has_a_word(kind: str, ended: str, what: str) -> None:
     assert end(kind, ended, exceptions={"w1": "no route"}, hosts={"w1": None})["now"] == "not known of every host"
 
 
+def test_the_word_that_is_left_has_releases_and_no_text_of_anybody_s() -> None:
+    event = {**end("deploy", "rolled_back", hosts={"w1": A}), "report": "/r/mail-8.html", "next": "a command"}
+    assert notices.artifact(event, False) == {
+        "schema": 1,
+        "pool": "mail",
+        "rollout": 8,
+        "what": "went_back",
+        "ended": NOW,
+        "from": A,
+        "to": B,
+        "now": A,
+        "ok": False,
+        "report": "/r/mail-8.html",
+    }
+
+
 def due(*looks: dict[str, Any], ended: dict[str, Any] | None = None, now: float = NOW) -> list[tuple[str, Any]]:
     found = notices.due("mail", [{"w1": look} for look in looks], ended, now)
     return [(each["id"], each["left"]) for each in found]

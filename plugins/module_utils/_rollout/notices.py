@@ -26,6 +26,7 @@ NEEDS_A_PERSON = "needs_a_person"
 DRILLED = "drilled"
 KINDS = (DEPLOYED, WENT_BACK, TAKEN_BACK, STOPPED, SUPERSEDED, NEEDS_A_PERSON, DRILLED)
 
+ARTIFACT_SCHEMA = 1
 TRIES_AT_MOST = 10
 SECONDS_AT_MOST = 24 * 3600.0
 # So long after a rollout's end its own run may still be about to tell of it.
@@ -99,6 +100,21 @@ def event_of_end(
         "next": "",
         "report": "",
     }
+
+
+def artifact(event: Event, ok: bool) -> dict[str, Any]:
+    """What a run leaves for whatever comes after it, such as the next node of a workflow.
+
+    It is a hint, and may be missing: a run that is killed leaves none. What is so is on the hosts. It has no text that
+    a person or a program has written, so there is no secret in it.
+
+    :param event: as :func:`event_of_end` gives it.
+    :param ok: whether the pool is where it was asked to be.
+    :returns: ``schema`` (1), ``pool``, ``rollout``, ``what`` (one of ``KINDS``), ``ended`` (epoch seconds), ``from``,
+        ``to`` and ``now`` (releases), ``ok``, and ``report`` (its path on the controller, or empty).
+    """
+    kept = {name: event[name] for name in ("pool", "rollout", "what", "from", "to", "now", "report")}
+    return {"schema": ARTIFACT_SCHEMA, **kept, "ended": event["at"], "ok": ok}
 
 
 def event_from_journals(pool: str, states: States) -> Optional[Event]:
