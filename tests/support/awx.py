@@ -23,9 +23,23 @@ from tools.awx_schema import SCHEMA
 Object = dict[str, Any]
 KINDS: dict[str, Any] = json.loads(SCHEMA.read_text(encoding="utf-8"))["kinds"]
 TOKEN = "hush-the-token"  # noqa: S105 - what must never be shown
-SURVEY_TYPES = {"text": str, "textarea": str, "password": str, "multiplechoice": str, "multiselect": list}
+SURVEY_TYPES: dict[str, Any] = {
+    "text": str,
+    "textarea": str,
+    "password": str,
+    "multiplechoice": str,
+    "multiselect": list,
+}
 SURVEY_TYPES |= {"integer": int, "float": float}
-_TYPES = {"string": str, "boolean": bool, "integer": int, "id": int, "field": int, "json": (str, dict), "object": dict}
+_TYPES: dict[str, Any] = {
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "id": int,
+    "field": int,
+    "json": (str, dict),
+    "object": dict,
+}
 # What a field of that name names, where the kind isn't the field's name in the plural.
 _NAMED = {"inventory": "inventories", "unified_job_template": "job_templates", "default_environment": ""}
 _EDGES = ("success_nodes", "failure_nodes", "always_nodes")
@@ -187,7 +201,7 @@ class Awx:
             if value is not None and named in self.kinds and KINDS[kind]["fields"].get(name, {}).get("type") == "id":
                 wrong |= {} if value in self.kinds[named] else {name: [f"object {value} does not exist"]}
         if kind == "job_templates" and not wrong:
-            project = self.kinds["projects"][body.get("project", before.get("project"))]
+            project = self.kinds["projects"][{**before, **body}["project"]]
             playbook = body.get("playbook", before.get("playbook"))
             if project.get("status") != "successful" or not (PROJECT / str(playbook)).is_file():
                 wrong["playbook"] = ["Playbook not found for project."]

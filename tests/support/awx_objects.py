@@ -35,6 +35,8 @@ ALL: dict[str, Any] = {
     "awx_approval_teams": ["leads"],
     "awx_notifications": ["chat"],
     "awx_report_dir": "/srv/backstep",
+    "awx_drill": True,
+    "awx_drill_rrule": "DTSTART;TZID=Europe/Berlin:20270104T100000 RRULE:FREQ=MONTHLY;INTERVAL=1;BYDAY=MO;BYSETPOS=1",
 }
 
 

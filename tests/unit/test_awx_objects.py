@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 from ansible_collections.backstep.workers.plugins.module_utils._awx.kinds import (
     ATTACHED,
     EDGES,
@@ -19,6 +21,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._awx.kinds import
     survey_of,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._awx_args import AWX_OPTIONS
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.alerts import Alert, alert_of
 
 from tests.support import awx
 from tests.support.awx_objects import ALL, GIVEN, PROJECT, SECRET, objects, specs
@@ -162,7 +165,8 @@ def test_no_template_can_be_given_more_than_its_survey_asks() -> None:
 def test_only_deploy_teams_deploy_and_on_call_rolls_back() -> None:
     may = {name: template.get("roles") for name, template in TEMPLATES.items()}
     assert may["mail rollback"] == {"execute_role": ["on call", "platform"]}
-    assert may["mail deploy"] == may["mail replay"] == {"execute_role": ["platform"]}
+    for name in ("mail preflight", "mail deploy", "mail replay", "mail drill"):
+        assert may[name] == {"execute_role": ["platform"]}
     assert WORKFLOW["roles"] == {"execute_role": ["platform"], "approval_role": ["leads"]}
 
 
@@ -207,3 +211,72 @@ def test_the_module_takes_the_objects() -> None:
 )
 def test_differences(wanted: dict[str, Any], there: dict[str, Any], renew: tuple[str, ...], different: bool) -> None:
     assert bool(differences(wanted, there, renew)) is different
+
+
+def rendered(playbook: str, what: str, **variables: Any) -> Any:
+    """A variable of a playbook's first play that has it, as Ansible renders it."""
+    loader = DataLoader()
+    plays = loader.load_from_file(str(PROJECT / playbook), trusted_as_template=True)
+    (own,) = (play["vars"] for play in plays if what in play.get("vars", {}))
+    return Templar(loader, variables={**own, **variables}).template(own[what])
+
+
+def test_what_is_typed_into_the_survey_of_a_replay_is_what_the_role_takes() -> None:
+    assert rendered("replay.yml", "pool_replay", replay_state="dead", replay_tasks="mail.send, mail.x ,") == {
+        "states": ["dead"],
+        "tasks": ["mail.send", "mail.x"],
+        "error": "",
+    }
+    assert rendered("replay.yml", "pool_replay") == {"states": ["parked"], "tasks": [], "error": ""}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "needs", "asked", "good"),
+    [
+        ({"w1": "2.4.0-aa", "w2": "2.4.0-aa"}, [], "2.4.0", True),
+        ({"w1": "2.4.0-aa", "w2": "2.4.0-aa"}, [], "", True),
+        ({"w1": "2.4.0_x-aa"}, [], "2.4.0+x", True),
+        ({"w1": "2.4.0-aa", "w2": "2.3.0-bb"}, [], "2.4.0", False),
+        ({"w1": "2.3.0-bb", "w2": "2.3.0-bb"}, [], "2.4.0", False),
+        ({"w1": "2.4.0-aa", "w2": None}, [], "2.4.0", False),
+        ({"w1": None}, [], "2.4.0", False),
+        ({"w1": "2.4.0-aa"}, ["w1 needs a person"], "2.4.0", False),
+        ({}, [], "", False),
+    ],
+)
+def test_verification_is_good_only_for_one_release_of_the_version_everywhere(
+    hosts: dict[str, Any], needs: list[str], asked: str, good: bool
+) -> None:
+    seen = {"hosts": {h: {"current": r} if h != "w2" or r else {"error": "x"} for h, r in hosts.items()}}
+    seen["needs_a_person"] = needs
+    loader = DataLoader()
+    plays = loader.load_from_file(str(PROJECT / "verify.yml"), trusted_as_template=True)
+    given = {**plays[1]["vars"], "seen": seen, **({"pool_version": asked} if asked else {})}
+    templar = Templar(loader, variables=given)
+    (task,) = plays[1]["tasks"]
+    checks = task["ansible.builtin.assert"]["that"]
+    assert all(templar.evaluate_conditional(check) for check in checks) is good
+
+
+@pytest.mark.parametrize(
+    ("left", "goes_on"),
+    [
+        ({"backstep": {"schema": 1, "to": "2.4.0-aa"}}, True),
+        ({"backstep": {"schema": 2, "to": "2.4.0-aa"}}, False),
+        ({"backstep": {"schema": 1, "to": ""}}, False),
+        ({}, False),
+    ],
+)
+def test_a_deploy_that_has_left_no_word_is_not_taken_back(left: dict[str, Any], goes_on: bool) -> None:
+    loader = DataLoader()
+    plays = loader.load_from_file(str(PROJECT / "take_back.yml"), trusted_as_template=True)
+    (task,) = plays[0]["tasks"]
+    assert Templar(loader, variables=left).evaluate_conditional(task["ansible.builtin.assert"]["that"]) is goes_on
+
+
+def test_what_is_taken_back_is_an_alert_as_the_role_takes_it() -> None:
+    word = {"schema": 1, "pool": "mail", "rollout": 12, "to": "2.4.0-aa", "ended": 1795230000.5}
+    alert = rendered("take_back.yml", "pool_alert", backstep=word)
+    assert alert_of(alert) == Alert(
+        "mail-12-verify", "2.4.0-aa", 1795230000.5, "the verification after rollout 12 failed"
+    )
