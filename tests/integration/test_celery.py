@@ -60,7 +60,8 @@ def hold(engine: Engine, workers: Workers, task: str) -> str:
 
 def test_which_tasks_a_kill_would_lose_is_told_by_the_workers(engine: Engine, workers: Workers) -> None:
     assert engine.lost_when_killed() == []
-    workers.start(NAME, QUEUES)
+    name = workers.start(NAME, QUEUES)
+    wait_for("it answers", lambda: [found.name for found in engine.workers()] == [name])
     assert engine.lost_when_killed() == ["ledger_tasks.fail", "ledger_tasks.work"]
 
 

@@ -124,7 +124,9 @@ def test_a_deploy_whose_hosts_another_rollout_has_taken_needs_nobody() -> None:
     taken = {"msg": "no", "error": {"details": {"superseded_by": "rollout 5 of oncall@ops1 (pid 7) (rollback)"}}}
     record = start()
     note(record, "go back", {"w1": taken, "w2": taken})
-    assert records.outcome(planned(), record)["ended"] == "superseded"
+    found = records.outcome(planned(), record)
+    assert found["ended"] == "superseded"
+    assert found["reasons"] == "rollout 5 of oncall@ops1 (pid 7) (rollback) has superseded it"
     note(record, "watch the way back", {"w2": None})
     record["hosts"]["w2"].pop("superseded_by")
     assert records.outcome(planned(), record)["ended"] == "mixed"

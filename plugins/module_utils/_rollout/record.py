@@ -194,8 +194,8 @@ def outcome(plan: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
     for host, entry in record["hosts"].items():
         if host not in hosts and entry["verdict"] != GOOD:
             hosts[host], exceptions[host] = None, entry["reason"]
-    superseded = all(record["hosts"].get(host, {}).get("superseded_by") for host in exceptions)
-    ended = ("superseded" if superseded else "mixed") if exceptions else "deployed"
+    by = [record["hosts"].get(host, {}).get("superseded_by") for host in exceptions]
+    ended = ("superseded" if all(by) else "mixed") if exceptions else "deployed"
     if not exceptions and went_back:
         ended = "rolled_back" if record["touched"] else "stopped"
     elif not exceptions and plan["kind"] == "rollback":
@@ -203,7 +203,8 @@ def outcome(plan: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
     # A drill is where it was asked to be once it has gone back.
     well = record["verdict"] == GOOD if not plan.get("drill") else ended == "rolled_back"
     good = not exceptions and well and not failed_hooks(record)
-    return {"ok": good, "ended": ended, "hosts": hosts, "exceptions": exceptions, "reasons": _all_reasons(record)}
+    why = _all_reasons(record, by if ended == "superseded" else ())
+    return {"ok": good, "ended": ended, "hosts": hosts, "exceptions": exceptions, "reasons": why}
 
 
 def _apart(plan: Mapping[str, Any], touched: Collection[str]) -> dict[str, Optional[str]]:
@@ -218,10 +219,11 @@ def _apart(plan: Mapping[str, Any], touched: Collection[str]) -> dict[str, Optio
     return places if len(set(places.values())) > 1 else {}
 
 
-def _all_reasons(record: Mapping[str, Any]) -> str:
-    """Also the hooks that say nothing of the release."""
+def _all_reasons(record: Mapping[str, Any], superseded_by: Collection[str]) -> str:
+    """First who took the pool over, as what else was seen may be their doing; also the hooks that say nothing of it."""
+    first = [f"{by} has superseded it" for by in sorted(set(superseded_by))]
     more = [why for why in failed_hooks(record) if why not in record["reasons"]]
-    return "; ".join(filter(None, [record["reasons"], *more]))
+    return "; ".join(filter(None, [*first, record["reasons"], *more]))
 
 
 # Steps of the way back: one that fails makes its host an exception.
