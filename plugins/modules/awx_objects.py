@@ -17,6 +17,8 @@ description:
   - The role P(backstep.workers.awx#role) calls it with the objects of a worker pool.
 author:
   - Backstep contributors (@backstep)
+requirements:
+  - The Python package C(awxkit), where the module runs.
 attributes:
   check_mode:
     description: Says what would be done, and does nothing.

@@ -79,8 +79,8 @@ def test_a_rollback_pre_empts_a_deploy_which_says_that_it_was_superseded(ground:
         rollback = ground.require("rollback")
         assert deploy.wait() != 0
         assert "Pool letters was superseded" in deploy.output
-        by = OWNER.format(pid=rollback.process.pid) + r" \(rollback\)"
-        assert re.search(rf"Pool letters was superseded: [^.]*\. Why: rollout \d+ of {by} has superseded it", deploy.output)
+        why = rf"rollout \d+ of {OWNER.format(pid=rollback.process.pid)} \(rollback\) has superseded it"
+        assert re.search(rf"Pool letters was superseded: [^.]*\. Why: {why}", deploy.output)
         on(ground, home)
     enter(ground, table, "two controllers", "rollback during a deploy")
 

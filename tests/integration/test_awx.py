@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,16 @@ def test_refusals_say_what_to_do_and_hold_no_secret(awx: Awx, wanted: Wanted) ->
         Api(awx.url, "/api/v2/", "", "ana", "", "", 1)
     with pytest.raises(AwxUnreachable, match="gave no answer"):
         Applier(Api("http://127.0.0.1:9", "/api/v2/", "t", "", "", "", 1), "Operations", True, False)
+
+
+def test_a_redirect_is_not_followed_and_silence_ends(awx: Awx) -> None:
+    awx.moved_to = "https://elsewhere.invalid/"
+    with pytest.raises(AwxUnreachable, match="Exceeded 0 redirects"):
+        Applier(api(awx), "Operations", True, False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nobody = Api(f"http://127.0.0.1:{silent.getsockname()[1]}", "/api/v2/", TOKEN, "", "", "", 0.2)
+        with pytest.raises(AwxUnreachable, match=r"Read timed out"):
+            Applier(nobody, "Operations", True, False)
 
 
 def test_a_project_that_can_not_be_fetched_stops_it_and_is_fetched_again(awx: Awx, wanted: Wanted) -> None:

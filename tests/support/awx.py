@@ -104,6 +104,7 @@ class Awx:
         self.changes: list[tuple[str, str, Any]] = []
         self.secret: set[str] = set()
         self.fetch_fails = False
+        self.moved_to = ""
         self.url = ""
         self._last = 0
 
@@ -290,7 +291,9 @@ def an_awx() -> Iterator[Awx]:
             except Refused as refused:
                 status, said = refused.status, refused.why
             text = b"" if said is None else json.dumps(said).encode()
-            self.send_response(status if text else 204)
+            self.send_response(302 if awx.moved_to else status if text else 204)
+            if awx.moved_to:
+                self.send_header("Location", awx.moved_to)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

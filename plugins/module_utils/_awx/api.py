@@ -4,14 +4,19 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import ssl
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+from urllib.parse import urlsplit
+
+try:
+    import requests
+    from awxkit.api.client import Connection
+    from awxkit.config import config
+    from requests.adapters import HTTPAdapter
+except ImportError:  # ``Api`` refuses to go on without it, and says what to install
+    Connection, HTTPAdapter = None, object  # type: ignore[assignment,misc]  # so that sanity can read this file without
 
 from .._rollout.errors import AwxRefused, AwxUnreachable, BadInput
 from .._rollout.masking import hide
@@ -19,15 +24,19 @@ from .._rollout.masking import hide
 _SHOWN = 500
 
 
-class _Stay(HTTPRedirectHandler):
-    """Follows nobody: what a request carries is for the server that was named, and for no other."""
+class _Patient(HTTPAdapter):
+    """Waits for an answer so long and no longer, as awxkit itself waits forever."""
 
-    def redirect_request(self, *_given: Any, **_more: Any) -> None:
-        return None
+    def __init__(self, timeout: float) -> None:
+        super().__init__()
+        self._timeout = timeout
+
+    def send(self, request: Any, **given: Any) -> Any:  # type: ignore[override]  # requests hands all over by name
+        return super().send(request, **{**given, "timeout": self._timeout})
 
 
 class Api:
-    """One AWX, as one user.
+    """One AWX, as one user, through awxkit's connection.
 
     :param url: such as ``https://awx.example.org``.
     :param prefix: where its API begins, such as ``/api/v2/``.
@@ -49,18 +58,25 @@ class Api:
                 left="Nothing was changed.",
                 next_step="Give a token, or user and password.",
             )
+        if Connection is None:
+            raise BadInput(
+                f"Python package 'awxkit' is needed to talk to AWX; {sys.executable} has none.",
+                left="Nothing was changed.",
+                next_step=f"{sys.executable} -m pip install awxkit",
+            )
         self._server = f"{parts.scheme}://{parts.netloc}"
         self._prefix = f"/{prefix.strip('/')}/"
-        self._timeout = timeout
         self._secrets = {token, password}
-        basic = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self._headers = {
-            "Authorization": f"Bearer {token}" if token else f"Basic {basic}",
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-        }
-        context = ssl.create_default_context(cafile=ca_file or None)
-        self._opener = build_opener(ProxyHandler(), HTTPSHandler(context=context), _Stay())
+        system = ssl.get_default_verify_paths()
+        self._connection = Connection(self._server, verify=ca_file or system.cafile or system.capath or True)
+        self._connection.login(**({"token": token} if token else {"username": user, "password": password}))
+        session = self._connection.session
+        # Follows nobody: what a request carries is for the server that was named, and for no other.
+        session.max_redirects = 0
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _Patient(timeout))
+        # Whether a request that got no answer has been carried out isn't known, so that it isn't sent again by itself.
+        config.client_connection_attempts = 1
 
     def hide(self, *secrets: str) -> None:
         """Never tell these, whatever AWX says."""
@@ -79,43 +95,45 @@ class Api:
                 return
             # Only its path and query: behind a proxy AWX doesn't always know its own name.
             following = urlsplit(answer["next"])
-            answer = self._ask("GET", f"{following.path}?{following.query}", {})
+            answer = self._ask("GET", f"{following.path}?{following.query}")
 
     def send(self, method: str, path: str, body: Optional[Mapping[str, Any]] = None) -> Any:
         """Change something."""
-        return self._ask(method, self._prefix + path, {}, body)
+        return self._ask(method, self._prefix + path, body=body)
 
-    def _ask(self, method: str, path: str, query: Mapping[str, Any], body: Optional[Mapping[str, Any]] = None) -> Any:
-        where = f"{path}?{urlencode(query)}" if query else path
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self._server + where, data, self._headers, method=method)  # noqa: S310 - checked before
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Optional[Mapping[str, Any]] = None,
+        body: Optional[Mapping[str, Any]] = None,
+    ) -> Any:
         try:
-            with self._opener.open(request, timeout=self._timeout) as answer:
-                said = answer.read()
-        except HTTPError as error:
-            raise self._refused(method, path, error) from None
-        except (URLError, OSError) as error:
-            why = getattr(error, "reason", None) or error
+            answer = self._connection.request(path, method.lower(), json=body, query_parameters=query)
+            said = answer.content
+        except (requests.RequestException, OSError) as why:
             raise AwxUnreachable(
                 f"{self._server} gave no answer to {method} {path}: {hide(str(why), self._secrets)}.",
                 left="What was done before this is in AWX.",
                 next_step="Run it again: what is done already isn't done twice.",
             ) from None
+        if answer.status_code >= 400:
+            raise self._refused(method, path, answer.status_code, answer.text)
         try:
-            return json.loads(said) if said else None
+            return answer.json() if said else None
         except ValueError:
             raise AwxUnreachable(
                 f"What answers {method} {path} at {self._server} isn't AWX's API.",
                 next_step="Check the URL, and the prefix of the API.",
             ) from None
 
-    def _refused(self, method: str, path: str, error: HTTPError) -> AwxRefused:
+    def _refused(self, method: str, path: str, status: int, said: str) -> AwxRefused:
         # Hidden before it is cut: half a secret would be known by nobody.
-        said = hide(" ".join(error.read().decode("utf-8", "replace").split()), self._secrets)
+        said = hide(" ".join(said.split()), self._secrets)
         said = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."
         return AwxRefused(
-            f"AWX refused {method} {path} ({error.code}): {said}",
+            f"AWX refused {method} {path} ({status}): {said}",
             left="What was done before this is in AWX.",
             next_step="Mend what it says and run it again: what is done already isn't done twice.",
-            status=error.code,
+            status=status,
         )
