@@ -27,12 +27,23 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.text_queues impor
     gate_lines,
 )
 
+# From more hosts on, those of which the same is to be said share a line, unless they are so few.
+MANY = 12
+FEW = 3
 QUEUE_COLUMNS = ("waiting", "scheduled", "executing", "retrying", "dead", "parked", "workers")
 
 
 def hosts_text(hosts: Sequence[str], most: int = 6) -> str:
     """Hosts by name, cut where the line gets too long."""
     return ", ".join(hosts[:most]) + (f" and {len(hosts) - most} more" if len(hosts) > most else "")
+
+
+def sharing(said: Mapping[str, tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[str]]]:
+    """What is said of hosts, each with the hosts of which it is, and what is said of few of them first."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for host, what in said.items():
+        groups.setdefault(what, []).append(host)
+    return sorted(groups.items(), key=lambda item: len(item[1]))
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
@@ -216,22 +227,20 @@ def _parked_lines(release: str, names: Mapping[str, Optional[str]], parked: Sequ
 
 def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any]) -> list[str]:
     """The pool, host by host, and its queues."""
-    rows = [("host", "current", "state", "since", "running", "last rollout")]
+    rows: dict[str, tuple[str, ...]] = {}
     notes = []
     barriers: dict[str, str] = {}
     for host, answer in answers.items():
         why = failure_of(answer, "pool_state")
         if why:
-            rows.append((host, "?", "?", "?", "?", "?"))
+            rows[host] = ("?",) * 5
             notes.append(f"  ! {host}: {why}")
             continue
         state = answer["pool_state"]
         rollout = state["rollout"]
         last = f"{rollout['token']} {rollout['kind']}: {rollout['phase'].replace('_', ' ')}" if rollout else "none"
         runs = ", ".join(f"{name} ({count} processes)" for name, count in state["running"].items()) or "nothing"
-        rows.append(
-            (host, state["current"] or "nothing", state["current_state"] or "-", utc(state["since"]), runs, last)
-        )
+        rows[host] = (state["current"] or "nothing", state["current_state"] or "-", utc(state["since"]), runs, last)
         notes += _draining_lines(host, state, broker)
         notes += [f"  ! {host}: {problem}" for problem in state["problems"]]
         barriers.update({release: barrier["reason"] for release, barrier in (state.get("barriers") or {}).items()})
@@ -242,8 +251,21 @@ def status_lines(pool: str, answers: Mapping[str, Any], broker: Mapping[str, Any
     states = {host: answer["pool_state"] for host, answer in answers.items() if not failure_of(answer, "pool_state")}
     notes += notice_lines(states, time.time())
     more = [*_drill_lines(answers), *_scheduler_lines(answers), *_lease_lines(answers), *_mixed_lines(answers)]
-    more += _queue_lines(broker)
-    return [f"Pool {pool}", *table(rows), *notes, *more, *dead_and_parked_lines(broker), *gate_lines(broker)]
+    more += [*_queue_lines(broker), *dead_and_parked_lines(broker), *gate_lines(broker)]
+    return [f"Pool {pool}", *table(_host_rows(rows)), *notes, *more]
+
+
+def _host_rows(rows: Mapping[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A row for each host; of many hosts one for all that are the same but for the time, with the first one's."""
+    found: list[tuple[str, ...]] = [("host", "current", "state", "since", "running", "last rollout")]
+    if len(rows) <= MANY:
+        return [*found, *((host, *row) for host, row in rows.items())]
+    for (current, state, *rest), hosts in sharing({host: (*row[:2], *row[3:]) for host, row in rows.items()}):
+        if len(hosts) > FEW:
+            found.append((f"{len(hosts)} hosts", current, state, min(rows[host][2] for host in hosts), *rest))
+        else:
+            found += [(host, *rows[host]) for host in hosts]
+    return found
 
 
 def _drill_lines(answers: Mapping[str, Any]) -> list[str]:

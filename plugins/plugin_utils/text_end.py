@@ -12,12 +12,16 @@ from typing import Any, Callable
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.record import failed_hooks
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import BAD, GOOD
-from ansible_collections.backstep.workers.plugins.plugin_utils.text import end_sentence, hosts_text, table
+from ansible_collections.backstep.workers.plugins.plugin_utils.text import (
+    FEW,
+    MANY,
+    end_sentence,
+    hosts_text,
+    sharing,
+    table,
+)
 
-# From more hosts on, those of which the same is to be said share a line.
-_MANY = 12
 _NARROWEST = 24
-_FEW = 3
 _INDENT = "  "
 Command = Callable[..., str]
 """``command(playbook, **extra_vars)``: what to type, whole."""
@@ -54,7 +58,7 @@ def end_lines(
     back = [plan["back_to"][host] for host in [*plan["hosts"], *plan["unfinished"]]]
     lines = [end_sentence(pool, outcome["ended"], plan["release"], back)]
     rows = {host: _row(host, plan, record, outcome) for host in outcome["hosts"]}
-    shown = _grouped(pool, rows) if len(rows) > _MANY else [(host, *row) for host, row in rows.items()]
+    shown = _grouped(pool, rows) if len(rows) > MANY else [(host, *row) for host, row in rows.items()]
     lines += wrapped_table([("host", "before", "now", "verdict", "why"), *shown], width)
     return lines + [f"  ! {why}" for why in failed_hooks(record)]
 
@@ -73,14 +77,10 @@ def _row(
 
 def _grouped(pool: str, rows: Mapping[str, tuple[str, str, str, str]]) -> list[tuple[str, ...]]:
     """Hosts with the same row in one, and those of which something else is to be said first."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for host, (*where, why) in rows.items():
-        groups.setdefault((*where, _without_workers(pool, host, why)), []).append(host)
-    few_first = sorted(groups.items(), key=lambda item: len(item[1]))
     found: list[tuple[str, ...]] = []
-    for row, hosts in few_first:
-        if len(hosts) > _FEW:
-            why = "; ".join(filter(None, [row[-1], hosts_text(hosts, _FEW)]))
+    for row, hosts in sharing({host: (*row[:-1], _without_workers(pool, host, row[-1])) for host, row in rows.items()}):
+        if len(hosts) > FEW:
+            why = "; ".join(filter(None, [row[-1], hosts_text(hosts, FEW)]))
             found.append((f"{len(hosts)} hosts", *row[:-1], why))
         else:
             found += [(host, *rows[host]) for host in hosts]
@@ -144,8 +144,8 @@ def wave_lines(
         return [f"--> {title}: good ({hosts_text(list(hosts))}); next: {after}"]
     worst = "BAD" if any(entries[host]["verdict"] == BAD for host in wrong) else "UNKNOWN"
     lines = [f"--> {title}: {worst} on {len(wrong)} of {len(hosts)} hosts"]
-    lines += [f"    {host}: {entries[host]['reason']}" for host in wrong[:_FEW]]
-    rest = len(wrong) - _FEW
+    lines += [f"    {host}: {entries[host]['reason']}" for host in wrong[:FEW]]
+    rest = len(wrong) - FEW
     lines += [f"    and {rest} more; the table at the end has them all"] if rest > 0 else []
     touched = list(record["touched"])
     goes = f"every touched host goes back ({hosts_text(touched)})" if touched else "nothing is switched"

@@ -150,3 +150,16 @@ def test_what_was_killed_is_named_until_its_tasks_are_taken_back() -> None:
     assert f"{said}; the next" in status_of({"msg": "no answer"}, reaped=[KILLED]), "nobody knows"
     assert "killed" not in status_of(held("else"), reaped=[KILLED])
     assert "killed" not in status_of({"msg": "no answer"}, reaped=[{**KILLED, "running": []}])
+
+
+def test_a_hundred_hosts_are_few_lines_of_status_and_those_that_differ_have_their_names() -> None:
+    answers = {f"w{number:03}": state(B, 7, []) for number in range(100)}
+    for number, answer in enumerate(answers.values()):
+        answer["pool_state"]["since"] = 86400.0 + number
+    answers["w042"] = state(A, 6, [])
+    answers["w077"] = {"unreachable": True, "msg": "no route"}
+    lines = text.status_lines("mail", answers, {"msg": "refused"})
+    assert [line.split()[0] for line in lines[2:5]] == ["w042", "w077", "98"]
+    assert f"98 hosts  {B}" in lines[4]
+    assert "1970-01-02 00:00:00" in lines[4]
+    assert len(lines) < 12
