@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
@@ -82,7 +83,9 @@ class HostAction(ActionBase):
 
     def _say_step(self) -> None:
         """Where no banner says it, each step that is really taken is a line, by whichever host takes it first."""
-        if C.DEFAULT_STDOUT_CALLBACK == _TERMINAL and Display().verbosity == 0:
+        # ansible-runner, and so AWX, shows what a callback shows by one of its own, and says there whose it is.
+        shown = (C.DEFAULT_STDOUT_CALLBACK, os.environ.get("ORIGINAL_STDOUT_CALLBACK"))
+        if _TERMINAL in shown and Display().verbosity == 0:
             with contextlib.suppress(OSError):
                 if Board(Path(C.DEFAULT_LOCAL_TMP)).is_first(f"{self._task._uuid} {self._task.name}"):
                     Display().display(f"  {self._task.name}")

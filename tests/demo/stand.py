@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ class Stand:
     engine: str = "rq"
     rabbitmq_url: str = ""
     """Of a node of its own, where the engine runs on one."""
+    settings: dict[str, str] = field(default_factory=dict, compare=False)
+    """More settings for Ansible, by their environment variables."""
 
     @property
     def broker_url(self) -> str:
@@ -132,6 +134,7 @@ class Stand:
             "ANSIBLE_PIPELINING": "1",
             "TMPDIR": str(self.temporary),
             MARK: str(self.folder),
+            **self.settings,
         }
 
     def build(self, name: str, kind: str = "") -> Path:

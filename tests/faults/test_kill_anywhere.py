@@ -24,6 +24,7 @@ ELSEWHERE = {
     "so_far": "tests/unit/test_journal.py, tests/unit/test_state_any_order.py",
     "hook_started": "tests/integration/test_supervisord_hooks.py",
     "hook_ended": "tests/integration/test_supervisord_hooks.py",
+    "drilled": "tests/integration/test_drill.py",
     "drain_overran": "tests/integration/test_supervisord_reaper.py",
     "guard_fired": "each case that waits; tests/integration/test_supervisord_guard.py",
     "reaped": "tests/integration/test_supervisord_reaper.py",

@@ -123,6 +123,7 @@ def everywhere(version: str) -> dict[str, str]:
 ALL = ["w1 each", "w1 once", "w2 each", "w3 each"]
 
 
+@pytest.mark.thorough
 def test_a_release_with_hooks_from_its_first_failure_to_its_rollback(stand: Stand) -> None:
     broken = fail(stand, "before_switch", "w3")
     stopped = deploy(stand, "2")

@@ -117,6 +117,7 @@ def unrest(engine: Engine) -> str | None:
     return None if queue.waiting == queue.executing == 0 else str(queue)
 
 
+@pytest.mark.thorough
 def test_a_guard_that_can_not_write_its_journal_tries_again_until_it_can(pool: Pool, engine: Engine) -> None:
     good = on_last_good(pool)
     state = f"{pool.root}/state"
@@ -166,6 +167,7 @@ def test_a_host_that_reboots_in_mid_rollout_comes_up_on_the_last_good_release(po
         assert pool.program(host, "verify").status == 0
 
 
+@pytest.mark.thorough
 def test_the_host_program_needs_no_network_and_its_workers_come_back_with_it(pool: Pool, engine: Engine) -> None:
     host = pool.workers[0]
     older = on_last_good(pool)

@@ -164,9 +164,12 @@ class Page:
         sent = [one for one in self._chromium.heard if one.get("method") == "Network.requestWillBeSent"]
         return [str(one["params"]["request"]["url"]) for one in sent]
 
-    def picture(self, path: Path) -> None:
-        """The whole page as PNG."""
-        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+    def picture(self, path: Path, most: float = 0) -> None:
+        """The page as PNG: as a whole, or so many pixels of its upper end."""
+        size = self.ask("Page.getLayoutMetrics")["cssContentSize"] if most else {}
+        clip = {"clip": {**size, "height": min(most, size["height"]), "scale": 1}} if most else {}
+        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True, **clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
 
     def printed(self, path: Path) -> None:
         """The page as it is printed, as PDF."""
