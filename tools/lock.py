@@ -54,6 +54,7 @@ def work() -> None:
         compile_group(uv, "demo", version, constraint=test)
         compile_group(uv, "collections", version)
         compile_group(uv, "eda", version)
+    compile_group(uv, "ee", WHEELHOUSE_PYTHON)
     compile_group(uv, "wheelhouse", WHEELHOUSE_PYTHON)
     node.lock()
 
