@@ -25,6 +25,8 @@ _KINDS = ("directory", "archive", "git", "path")
 _LEFT_OUT = frozenset((".git", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"))
 _GIT_SECONDS = 300.0
 _IN_URL = re.compile(r"://[^/\s@]*@")
+# A signed URL has its secret here, under a name that differs from store to store.
+_QUERY = re.compile(r"(://[^?\s]*\?)\S+")
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def unusable(why: str, next_step: str = "") -> BadInput:
-    """The refusal of a source; a user and password in a URL of the text are masked."""
-    masked = _IN_URL.sub("://***@", why)
+    """The refusal of a source; of a URL in the text, user and password and the query are masked."""
+    masked = _QUERY.sub(r"\1***", _IN_URL.sub("://***@", why))
     return BadInput(f"pool_source can't be used: {masked}.", left="Nothing was changed.", next_step=next_step)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
-from ansible_collections.backstep.workers.plugins.plugin_utils.sources import Source, kind_of, prepare_source
+from ansible_collections.backstep.workers.plugins.plugin_utils.sources import Source, kind_of, prepare_source, unusable
 
 
 class Downloads:
@@ -109,6 +109,13 @@ def test_a_source_is_packed_once_for_all_hosts_of_a_run(code: Path, tmp_path: Pa
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="gone is not a directory on the controller"):
         prepared({"directory": str(tmp_path / "gone")}, tmp_path / "cache")
+
+
+def test_no_secret_of_a_url_is_in_a_refusal() -> None:
+    why = "http://u:hush-1@h/x.tar?token=hush-2&v=1 can't be had: <not http://h/y?hush-3 either>"
+    assert unusable(why).message == (
+        "pool_source can't be used: http://***@h/x.tar?*** can't be had: <not http://h/y?*** either>."
+    )
 
 
 def test_an_archive_with_its_checksum(tmp_path: Path) -> None:
