@@ -150,7 +150,8 @@ class ActionModule(ActionBase):
     def _plan(self, params: dict[str, Any]) -> dict[str, Any]:
         playing = list(self._variables["ansible_play_hosts_all"])
         batch, skip = self._variables["ansible_play_batch"], params["skip"]
-        left_out = fleet.left_out(params["all_hosts"], playing, batch, skip, params["partial"])
+        whole_again = [typed.WHOLE_TEMPLATE] if owners.launched(self._variables) else []
+        left_out = fleet.left_out(params["all_hosts"], playing, batch, skip, params["partial"], *whole_again)
         answers = self._answers(params["answers"], [host for host in playing if host not in skip])
         dead = owners.dead_runs(answers)
         alert, stays = alerts.alert_of(params["alert"]), ""
@@ -164,7 +165,8 @@ class ActionModule(ActionBase):
         self._show(lines)
         record = records.begin_record(plan, answers)
         record["observed"] = observing.observe({}, observing.look_of(params["pool"], params["broker"], time.time()))
-        owner = {**owners.this_run(), "left_out": left_out, **({"alert": alert.id} if alert else {})}
+        owner = {**owners.this_run(), **owners.launched(self._variables), "left_out": left_out}
+        owner |= {"alert": alert.id} if alert else {}
         broker, states = params["broker"], states_of(answers)
         hooks, scheduler = hooks_of(params["hooks"]), scheduler_of(params["scheduler"])
         return {
@@ -275,7 +277,7 @@ class ActionModule(ActionBase):
         return {"ok": outcome["ok"], "message": f"{lines[0]}{why}", "text": lines, **told}
 
     def _command(self) -> Callable[..., str]:
-        if "awx_job_id" in self._variables or "tower_job_id" in self._variables:
+        if owners.launched(self._variables):
             return typed.next_template
         return functools.partial(typed.next_command, context.CLIARGS)
 

@@ -37,8 +37,8 @@ options:
     choices: [deploy, rollback]
   owner:
     description:
-      - Who asks, with C(run) (a name of this run alone), C(user), C(controller) and C(pid). It is shown to whoever is
-        refused.
+      - Who asks, with C(run) (a name of this run alone), C(user), C(controller) and C(pid), and in AWX C(job). It is
+        shown to whoever is refused.
       - A lease is given back only by the run that has taken it.
     type: dict
     required: true

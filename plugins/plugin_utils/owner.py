@@ -31,6 +31,26 @@ def _boot() -> str:
         return ""
 
 
+def _process_ids() -> str:
+    """Which set of process ids this is: containers that share their machine's name have sets of their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def launched(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Who launched this run and as what, where that is a job of AWX: there, user and process say nothing to a person.
+
+    :param variables: of the task; AWX hands some of its own to every job.
+    """
+    for prefix in ("awx", "tower"):
+        job = variables.get(f"{prefix}_job_id")
+        if job is not None:
+            return {"job": str(job), "user": str(variables.get(f"{prefix}_user_name") or "schedule")}
+    return {}
+
+
 def this_run() -> dict[str, Any]:
     """The owner of this run's leases. Actions run in children of ``ansible-playbook``, hence the parent's id."""
     pid = os.getppid()
@@ -45,6 +65,7 @@ def this_run() -> dict[str, Any]:
         "pid": pid,
         "started": _start_of(pid),
         "boot": _boot(),
+        "pids": _process_ids(),
     }
 
 
@@ -60,7 +81,7 @@ def dead_runs(answers: Mapping[str, Any]) -> set[str]:
 
 def _is_dead(owner: Mapping[str, Any]) -> bool:
     here = owner.get("controller") == platform.node() and bool(owner.get("boot")) and bool(owner.get("started"))
-    if not here or not owner.get("run"):
+    if not here or not owner.get("run") or owner.get("pids", "") != _process_ids():
         return False
     if owner["boot"] != _boot():
         return True

@@ -62,6 +62,13 @@ def next_template(playbook: str, **extra: Any) -> str:
     return f"launch the job template that plays backstep.workers.{playbook}{given}"
 
 
+# What AWX offers after a failed job, on the hosts that failed, isn't what a person wants there.
+WHOLE_TEMPLATE = (
+    "Launch the template again, not 'Relaunch on failed hosts': on hosts where all is done, nothing is done twice. "
+    "For a part of the pool on purpose, the template needs the extra variable pool_partial: true."
+)
+
+
 def _values(given: Any) -> list[str]:
     if given is None or given is False or given == "":
         return []

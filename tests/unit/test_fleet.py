@@ -98,6 +98,9 @@ def test_serial_and_limit_are_refused_by_name() -> None:
     with pytest.raises(BadInput, match="--limit leaves out b, c") as refused:
         fleet.left_out(["a", "b", "c"], ["a"], ["a"], [], False)
     assert "pool_partial=true" in refused.value.next_step
+    with pytest.raises(BadInput) as refused:
+        fleet.left_out(["a", "b"], ["a"], ["a"], [], False, "Launch it again.")
+    assert refused.value.next_step == "Launch it again."
     assert fleet.left_out(["a", "b"], ["a"], ["a"], [], True) == ["b"]
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible_collections.backstep.workers.plugins.plugin_utils.owner import dead_runs, this_run
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
+from ansible_collections.backstep.workers.plugins.plugin_utils.owner import dead_runs, launched, this_run
 
 
 def holding(owner: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +53,21 @@ def test_a_living_process_is_not_dead_and_a_killed_one_is(
     assert dead_runs(holding(owner)) == {owner["run"]}, "a zombie does nothing any more"
     other.wait()
     assert dead_runs(holding(owner)) == {owner["run"]}
+
+
+def test_a_process_of_another_container_is_not_looked_for_here(owner: dict[str, Any]) -> None:
+    """Containers that share their machine's name and boot have process ids of their own."""
+    assert dead_runs(holding({**owner, "started": "1", "pids": "pid:[1]"})) == set()
+    assert dead_runs(holding({**owner, "boot": "another", "pids": "pid:[1]"})) == set()
+
+
+def test_a_job_of_awx_is_named_by_who_launched_it() -> None:
+    assert launched({}) == {}
+    assert launched({"awx_job_id": 7, "awx_user_name": "ana"}) == {"job": "7", "user": "ana"}
+    assert launched({"tower_job_id": 7}) == {"job": "7", "user": "schedule"}
+    run = {**this_run(), **launched({"awx_job_id": 7, "awx_user_name": "ana"})}
+    assert describe_owner(run) == "ana (AWX job 7)"
+    assert describe_owner({**run, "alert": "a1"}) == "ana (AWX job 7) for alert a1"
 
 
 def test_a_process_id_that_was_given_again_and_another_boot_are_dead(owner: dict[str, Any]) -> None:

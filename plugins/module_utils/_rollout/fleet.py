@@ -95,12 +95,18 @@ def _names(hosts: Sequence[str], total: int) -> str:
 
 
 def left_out(
-    whole: Collection[str], playing: Collection[str], batch: Collection[str], skip: Collection[str], partial: bool
+    whole: Collection[str],
+    playing: Collection[str],
+    batch: Collection[str],
+    skip: Collection[str],
+    partial: bool,
+    whole_again: str = "Run it without --limit, or declare it with -e pool_partial=true.",
 ) -> list[str]:
     """Which hosts of the pool a run leaves out; refuses one that sees only part of the pool without having said so.
 
     :param batch: the hosts of the present ``serial`` batch.
     :param skip: the hosts that are left out by name.
+    :param whole_again: what a person does who has limited the run.
     :raises BadInput: ``--limit`` without ``pool_partial``, a play with ``serial``, or a name that is no host's.
     """
     if set(batch) - set(skip) != set(playing) - set(skip):
@@ -123,7 +129,7 @@ def left_out(
         raise BadInput(
             f"--limit leaves out {_names(missing, 0)}, which would leave the pool on two releases.",
             left="Nothing was changed.",
-            next_step="Run it without --limit, or declare it with -e pool_partial=true.",
+            next_step=whole_again,
         )
     return sorted({*missing, *skip})
 

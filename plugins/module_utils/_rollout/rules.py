@@ -43,8 +43,10 @@ def is_live(lease: Optional[Lease], now: Moment) -> bool:
 
 
 def describe_owner(owner: dict[str, Any]) -> str:
-    """An owner as a person reads it: ``ana@ops1 (pid 4711)``, and the alert for which a run was started."""
+    """An owner as a person reads it: ``ana@ops1 (pid 4711)`` or ``ana (AWX job 7)``, and the alert it runs for."""
     who = f"{owner.get('user', '?')}@{owner.get('controller', '?')} (pid {owner.get('pid', '?')})"
+    if owner.get("job"):
+        who = f"{owner.get('user', '?')} (AWX job {owner['job']})"
     return f"{who} for alert {owner['alert']}" if owner.get("alert") else who
 
 
