@@ -75,6 +75,9 @@ def test_command_exists(text: str) -> None:
         for target in re.findall(r"^make (\S+)", line):
             assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), line
             known += 1
+        for folder in re.findall(r"^cd (\S+)", line):
+            assert (CHECKOUT / folder).is_dir(), line
+            known += 1
         for name in re.findall(r"backstep\.workers\.(\w+)", line):
             assert name in (RULEBOOKS if line.startswith("ansible-rulebook ") else PLAYBOOKS), line
             known += 1
