@@ -161,6 +161,7 @@ class ActionModule(ActionBase):
             plan, stays = plan_back(params, answers, dead, alert)
         plan.left_out, plan.drill = left_out, params["drill"].get("kind", "")
         lines = self._plan_lines(params, plan)
+        lines += owners.taken_over(answers, dead) if params["kind"] != "deploy" and plan.hosts else []
         lines = text.alert_lines(params["pool"], alert, stays, lines) if alert else lines
         self._show(lines)
         record = records.begin_record(plan, answers)

@@ -9,9 +9,12 @@ import getpass
 import os
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Optional
+
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import ROLLBACK
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
 
 
 def _start_of(pid: int) -> Optional[str]:
@@ -77,6 +80,16 @@ def dead_runs(answers: Mapping[str, Any]) -> set[str]:
         if lease and _is_dead(lease["owner"]):
             found.add(lease["owner"]["run"])
     return found
+
+
+def taken_over(answers: Mapping[str, Any], dead: Collection[str]) -> list[str]:
+    """A line for each living run of a deploy whose leases a rollback takes from it."""
+    found = set()
+    for answer in answers.values():
+        lease = ((answer or {}).get("pool_state") or {}).get("lease")
+        if lease and lease["kind"] != ROLLBACK and lease["owner"].get("run") not in dead:
+            found.add(f"  takes over from {describe_owner(lease['owner'])}, whose deploy holds the pool")
+    return sorted(found)
 
 
 def _is_dead(owner: Mapping[str, Any]) -> bool:

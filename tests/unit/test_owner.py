@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner
-from ansible_collections.backstep.workers.plugins.plugin_utils.owner import dead_runs, launched, this_run
+from ansible_collections.backstep.workers.plugins.plugin_utils.owner import dead_runs, launched, taken_over, this_run
 
 
 def holding(owner: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +68,17 @@ def test_a_job_of_awx_is_named_by_who_launched_it() -> None:
     run = {**this_run(), **launched({"awx_job_id": 7, "awx_user_name": "ana"})}
     assert describe_owner(run) == "ana (AWX job 7)"
     assert describe_owner({**run, "alert": "a1"}) == "ana (AWX job 7) for alert a1"
+
+
+def test_a_rollback_says_from_whom_it_takes_over(owner: dict[str, Any]) -> None:
+    def answers(kind: str) -> dict[str, Any]:
+        lease = {"owner": {**owner, "job": "7", "user": "ana"}, "kind": kind}
+        return {"w1": {"pool_state": {"lease": lease}}, "w2": {"pool_state": {"lease": lease}}, "w3": None}
+
+    line = "  takes over from ana (AWX job 7), whose deploy holds the pool"
+    assert taken_over(answers("deploy"), []) == [line]
+    assert taken_over(answers("deploy"), [owner["run"]]) == []
+    assert taken_over(answers("rollback"), []) == []
 
 
 def test_a_process_id_that_was_given_again_and_another_boot_are_dead(owner: dict[str, Any]) -> None:
