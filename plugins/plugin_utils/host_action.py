@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import HostSilent
@@ -57,13 +58,30 @@ class HostAction(ActionBase):
         try:
             with self._ticker.running(), time_limit(seconds):
                 return work()
+        except AnsibleConnectionFailure:
+            self._leave_files()
+            raise
         except NoAnswer:
-            # Ansible would ask the host to remove it, and wait.
-            self._connection._shell.tmpdir = None
+            self._leave_files()
             if not getattr(self._connection, "_remote_is_local", False):
                 let_go_of_clients()
             silent.add(host, seconds)
             return _unreachable(gave_no_answer(host, seconds))
+
+    def cleanup(self, force: bool = False) -> None:
+        """Have the host remove what was sent to it, which may take no longer than a step.
+
+        Where the network is gone by then, the system would send it again for a quarter of an hour.
+        """
+        try:
+            with time_limit(self._step_seconds()):
+                super().cleanup(force)
+        except NoAnswer:
+            let_go_of_clients()
+
+    def _leave_files(self) -> None:
+        """Ansible would ask the host to remove them, and wait."""
+        self._connection._shell.tmpdir = None
 
     def call(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Call the module of the task, in parts if it has a drain to wait for; within ``ask``."""

@@ -186,7 +186,7 @@ def test_nothing_secret_is_told_at_verbosity_3_nor_by_what_fails(awx: Launcher, 
         assert status == "failed"
         assert leaks(job, secrets) == []
     for playbook in ("deploy", "status", "report", "rollback"):
-        status, job = awx.play(playbook, {"pool_version": "2.0"} if playbook == "deploy" else {}, "-vvv")
+        status, job = awx.play(playbook, {"pool_version": "2.5"} if playbook == "deploy" else {}, "-vvv")
         assert status == "successful"
         assert leaks(job, secrets) == []
 

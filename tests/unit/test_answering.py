@@ -13,10 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import (
     NoAnswer,
     SilentHosts,
@@ -24,6 +27,7 @@ from ansible_collections.backstep.workers.plugins.plugin_utils.answering import 
     time_limit,
     way_back_seconds,
 )
+from ansible_collections.backstep.workers.plugins.plugin_utils.host_action import HostAction
 
 from tools.common import CHECKOUT
 
@@ -176,6 +180,57 @@ def test_no_client_that_waits_for_a_host_outlives_its_step() -> None:
         start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"{-signal.SIGTERM}\n"), done.stderr
+
+
+class Cut(HostAction):
+    """A step on a host that keeps whatever is sent to it waiting, as after a cut of its network."""
+
+    def __init__(self) -> None:
+        shell = SimpleNamespace(tmpdir="/root/.ansible/tmp/ansible-tmp-1", remove=lambda path, recurse: path)
+        self._connection: Any = SimpleNamespace(_shell=shell, _remote_is_local=True)
+        self._task = SimpleNamespace(action="release_info", args={"step_timeout": 0.2}, async_val=0, delegate_to=None)
+        self._cleanup_remote_tmp = True
+        self.asked: list[str] = []
+
+    def _low_level_execute_command(self, cmd: str, **_more: Any) -> dict[str, Any]:
+        self.asked.append(cmd)
+        threading.Event().wait(50)
+        raise AssertionError("nothing has ended it")
+
+    def run(self, *_given: Any, **_more: Any) -> dict[str, Any]:
+        """Unused: each test says what it does."""
+        raise AssertionError("not asked for")
+
+    def reach(self) -> dict[str, Any]:
+        """As a connection does that can't."""
+        raise AnsibleConnectionFailure("no route")
+
+
+def test_a_host_that_can_not_be_reached_is_not_asked_to_clean_up(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(C, "DEFAULT_LOCAL_TMP", str(tmp_path))
+    step = Cut()
+    with pytest.raises(AnsibleConnectionFailure):
+        step.ask({"inventory_hostname": "w1"}, step.reach, 0.0)
+    step.cleanup()
+    assert step.asked == []
+
+
+_CLEANS = """\
+from tests.unit.test_answering import Cut
+step = Cut()
+step.cleanup()
+print(step.asked)
+"""
+
+
+def test_a_host_that_can_not_be_reached_any_more_does_not_hold_up_the_cleaning() -> None:
+    # In a process of its own, which is ended with whatever it has started.
+    done = subprocess.run(
+        [sys.executable, "-c", _CLEANS],
+        capture_output=True, text=True, check=False, timeout=40, start_new_session=True, cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), *sys.path])},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "['/root/.ansible/tmp/ansible-tmp-1']\n"), done.stderr
 
 
 def test_every_step_that_speaks_to_a_host_ends_in_time() -> None:
