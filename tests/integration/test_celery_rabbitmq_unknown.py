@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a Celery worker on RabbitMQ does with tasks that its release doesn't know: they are parked, as they were."""
+"""What a Celery worker on RabbitMQ doesn't know or can't read: it is parked as it was."""
 
 from __future__ import annotations
 
@@ -77,6 +77,35 @@ def test_they_are_parked_whole_and_come_back(engine: Engine, workers: Workers, n
     assert workers.stop(worker) == 0
     assert lying(node) == []
     assert engine.replay(QUEUES, Selection(states=(PARKED,))).after == {WAITING: 1, SCHEDULED: 1}
+    assert lying(node) == before
+
+
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, node: RabbitBroker
+) -> None:
+    named = {"lang": "py", "task": "ledger_tasks.work", "retries": 0, "eta": None}
+    sent = [
+        ("pickled", b"\x80\x04cos\n_exit\n.", named, "application/x-python-serialize"),
+        ("broken", b"[[1], {", named, "application/json"),
+        ("nameless", b"\xff\xfe", {}, "application/json"),
+        ("another program's", b"[1, 2]", {}, "application/json"),
+    ]
+    with pika.BlockingConnection(pika.URLParameters(node.amqp_url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("mail", durable=True)
+        for known, body, headers, content_type in sent:
+            own = {**headers, "id": known} if headers else None
+            properties = pika.BasicProperties(
+                headers=own, content_type=content_type, content_encoding="binary", correlation_id=known
+            )
+            channel.basic_publish("", "mail", body, properties)
+    before = lying(node)
+    worker = workers.start(NAME, QUEUES)
+    workers.enqueue("mail", 2, 0)
+    wait_for("all are parked", lambda: engine.task_ids("mail", PARKED, 10).ids == tuple(each[0] for each in sent))
+    wait_for("the next one is done", lambda: workers.executions(2) == (1, 1))
+    assert workers.stop(worker) == 0
+    assert engine.replay(QUEUES, Selection(states=(PARKED,))).after == {WAITING: len(sent)}
     assert lying(node) == before
 
 

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a Celery worker on Redis does with tasks that its release doesn't know: they are parked, as they were."""
+"""What a Celery worker on Redis doesn't know or can't read: it is parked as it was."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,40 @@ def test_one_that_cannot_be_parked_stays_with_its_worker_and_comes_back(
     client.delete("backstep:celery:parked:mail")
     assert workers.stop(worker) == 0
     assert engine.task_ids("mail", WAITING, 10).ids == (task_id(1),)
+
+
+def unreadable(known: str, body: bytes, headers: dict[str, object] | None, content_type: str) -> str:
+    """A message as kombu writes it, with a body that a worker of this app doesn't take."""
+    properties = {
+        "correlation_id": known, "delivery_mode": 2, "delivery_info": {"exchange": "", "routing_key": "mail"},
+        "priority": 0, "body_encoding": "base64", "delivery_tag": f"tag of {known}",
+    }  # fmt: skip
+    more = {"content-encoding": "binary", "content-type": content_type, "headers": headers}
+    return json.dumps({"body": base64.b64encode(body).decode(), "properties": properties, **more})
+
+
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, client: redis.Redis
+) -> None:
+    named: dict[str, object] = {"lang": "py", "task": "ledger_tasks.work", "retries": 0, "eta": None}
+    sent = [
+        unreadable("pickled", b"\x80\x04cos\n_exit\n.", {**named, "id": "pickled"}, "application/x-python-serialize"),
+        unreadable("broken", b"[[1], {", {**named, "id": "broken"}, "application/json"),
+        unreadable("nameless", b"\xff\xfe", {}, "application/json"),
+        unreadable("another program's", b"[1, 2]", {}, "application/json"),
+        unreadable("", b"{}", None, "application/json"),
+    ]
+    client.rpush("mail", *reversed(sent))
+    worker = workers.start(NAME, QUEUES)
+    workers.enqueue("mail", 2, 0)
+    ids = ("pickled", "broken", "nameless", "another program's", "tag of ")
+    wait_for("all are parked", lambda: set(engine.task_ids("mail", PARKED, 10).ids) == set(ids))
+    wait_for("the next one is done", lambda: workers.executions(2) == (1, 1))
+    wait_for("the worker has let go of them", lambda: not client.hlen("unacked"))
+    assert workers.stop(worker) == 0
+    assert engine.replay(QUEUES, Selection(states=(PARKED,))).count == len(sent)
+    lying = [json.loads(raw) for raw in client.lrange("mail", 0, -1)]
+    assert sorted(lying, key=str) == sorted(map(json.loads, sent), key=str)
 
 
 def test_it_can_be_switched_off(

@@ -17,10 +17,13 @@ _SELECT = """
 local null = cjson.null
 local function read(raw)
   local ok, message = pcall(cjson.decode, raw)
-  if not ok or type(message) ~= 'table' or type(message.headers) ~= 'table' then return nil end
-  local headers, properties = message.headers, message.properties
+  if not ok or type(message) ~= 'table' then return nil end
+  local headers = type(message.headers) == 'table' and message.headers or {}
+  local properties = type(message.properties) == 'table' and message.properties or {}
   local found = {id = headers.id, task = headers.task, state = 'waiting'}
-  if not found.id and type(properties) == 'table' then found.id = properties.correlation_id end
+  for _, id in ipairs({'correlation_id', 'delivery_tag'}) do
+    if type(found.id) ~= 'string' or found.id == '' then found.id = properties[id] end
+  end
   if headers.eta and headers.eta ~= null then
     found.state = (tonumber(headers.retries) or 0) > 0 and 'retrying' or 'scheduled'
   end

@@ -28,7 +28,7 @@ class _Celery(Messages):
     """Version 2 of Celery's protocol, whose headers are AMQP's."""
 
     def id(self, message: Message) -> str:
-        return str((message[1].headers or {}).get("id") or "")
+        return str((message[1].headers or {}).get("id") or message[1].correlation_id or "")
 
     def task(self, message: Message) -> Optional[str]:
         name: Optional[str] = (message[1].headers or {}).get("task")

@@ -50,7 +50,7 @@ class RedisWay(Way):
                 held, _exchange, queue = json.loads(stored)
                 target = channel._q_for_pri(queue, channel._get_message_priority(held, reverse=False))
                 places = (queue, channel.unacked_key, channel.unacked_index_key, tag)
-                return bool(client.eval(_PARK, 0, *places, stored, target, json.dumps(held), known, *why))
+                return bool(client.eval(_PARK, 0, *places, stored, target, json.dumps(held), known or tag, *why))
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
             # Only its kind: the text could hold the broker's password.
             _log.warning("Task %s can't be parked now (%s): %s", known, why.reason, type(error).__name__)

@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has a Celery worker park what it doesn't execute: tasks that it doesn't know, and tasks that a gate holds.
+"""Has a Celery worker park what it doesn't execute: what it doesn't know or can't read, and what a gate holds.
 
-Celery rejects what it doesn't know, which mostly destroys it. After a release is taken back, whoever is still ahead of
-it goes on enqueueing such tasks. They are parked as ``task_move`` parks them, and are put back like all others. The app
-isn't changed; in ``pool_env``, ``PARK_UNKNOWN_TASKS: "no"`` leaves Celery its own way, and ``KEEP_GATES: "no"`` has the
-worker execute what a gate holds.
+Celery rejects a task that it doesn't know, or whose body isn't written as it takes it, which mostly destroys it. After
+a release is taken back, whoever is still ahead of it goes on enqueueing such tasks. They are parked as ``task_move``
+parks them, as the bytes that they are, and are put back like all others. The app isn't changed; in ``pool_env``,
+``PARK_UNKNOWN_TASKS: "no"`` leaves Celery its own way, and ``KEEP_GATES: "no"`` has the worker execute what a gate
+holds.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import backstep_gates
 from celery import bootsteps, current_app
 from celery.worker import state
 
 _CANARY = "backstep-canary-"
+_UNREADABLE = ("on_unknown_message", "on_invalid_task", "on_decode_error")
 _AGAIN_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
@@ -63,32 +65,38 @@ class Way(ABC):
 
 
 class Parking(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery tells no types
-    """Takes the place of what the consumer does with a task that nobody has registered."""
+    """Takes the place of what the consumer does with a task that nobody has registered, or that nobody can read."""
 
     worker = ""
     way: Way
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        if not hasattr(consumer, "on_unknown_task"):
-            _log.warning("Tasks that this release doesn't know will be lost: this version of Celery is not understood.")
-            return
-        reject = consumer.on_unknown_task
+        reasons = {"on_unknown_task": backstep_gates.UNKNOWN, **dict.fromkeys(_UNREADABLE, backstep_gates.UNREADABLE)}
+        for name, reason in reasons.items():
+            if hasattr(consumer, name):
+                setattr(consumer, name, partial(self._park, consumer, getattr(consumer, name), reason))
+            else:
+                _log.warning("Tasks will be lost because %s: this version of Celery is not understood.", reason)
 
-        def park(body: Any, message: Any, error: Exception) -> Any:
-            known = str((message.headers or {}).get("id") or "")
-            if known.startswith(_CANARY):
-                return reject(body, message, error)
-            try:
-                parked = self.way.park(consumer, message, known, Why(self.worker, backstep_gates.UNKNOWN))
-            except NotParked:
-                return reject(body, message, error)
-            if parked:
-                message.ack_log_error(_log, consumer.connection_errors)
-                _log.error("Task %s is parked: this release knows no %s.", known, (message.headers or {}).get("task"))
-            return None
+    def _park(self, consumer: Any, reject: Callable[..., Any], reason: str, *told: Any) -> Any:
+        """Instead of rejecting it.
 
-        consumer.on_unknown_task = park
+        :param told: what Celery would reject it with; the message is among it.
+        """
+        message = next(each for each in told if hasattr(each, "delivery_tag"))
+        headers = message.headers or {}
+        known = str(headers.get("id") or (message.properties or {}).get("correlation_id") or "")
+        if known.startswith(_CANARY):
+            return reject(*told)
+        try:
+            parked = self.way.park(consumer, message, known, Why(self.worker, reason))
+        except NotParked:
+            return reject(*told)
+        if parked:
+            message.ack_log_error(_log, consumer.connection_errors)
+            _log.error("Task %s of %s is parked: %s.", known, headers.get("task"), reason)
+        return None
 
 
 class Gates(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery tells no types

@@ -21,6 +21,8 @@ from typing import Any, Callable
 
 UNKNOWN = "the worker's release doesn't know it"
 """The reason that is noted with a task that is parked as unknown."""
+UNREADABLE = "the worker's release can't read it"
+"""The same of one whose body is written in a way that the release doesn't take, or in none at all."""
 _OFF = ("no", "false", "0")
 _REFUSED, _LOCKED = 403, 405
 
