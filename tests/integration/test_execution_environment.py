@@ -175,6 +175,7 @@ def test_a_rollback_by_the_answers_that_the_survey_has_already(
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("good")
 def test_nothing_secret_is_told_at_verbosity_3_nor_by_what_fails(awx: Launcher, pool: Pool, secrets: list[str]) -> None:
     base = {"pool_version": "9.0"}
     sources = [
