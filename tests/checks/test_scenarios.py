@@ -11,7 +11,7 @@ from tools.common import CHECKOUT, VENV, run
 
 SCENARIOS = sorted(path.parent.name for path in CHECKOUT.glob("molecule/*/molecule.yml"))
 # What differs between engines is in tests/conformance.
-SHORT = ("default", "deploy_fail_rollback")
+SHORT = ("deploy_fail_rollback",)
 
 # One whose tasks fail, and one that only the broker sees through; all of them in `make faults`.
 BAD_KINDS = "failing-tasks wrong-queue"

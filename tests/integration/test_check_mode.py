@@ -95,6 +95,7 @@ def test_on_a_current_host(stand: Stand, tmp_path: Path) -> None:
     assert done == {host: [] for host in HOSTS}
 
 
+@pytest.mark.thorough
 def test_on_a_host_with_another_release(stand: Stand, tmp_path: Path) -> None:
     both = [{"command": ["/bin/true"], "timeout": 1, "where": where} for where in ("hosts", "once")]
     hooks = dict.fromkeys(STEPS, both)

@@ -24,9 +24,9 @@ APPS = Path(__file__).resolve().parent / "files"
 # By library, what has a worker execute one task at a time; the second word of its command.
 OPTIONS = {"celery": "--concurrency=1", "dramatiq": "--threads=1"}
 ENGINES = (
-    "celery", "celery_rabbitmq", pytest.param("dramatiq", marks=pytest.mark.thorough),
-    pytest.param("dramatiq_rabbitmq", marks=pytest.mark.thorough),
-)  # fmt: skip
+    "celery",
+    *(pytest.param(name, marks=pytest.mark.thorough) for name in ("celery_rabbitmq", "dramatiq", "dramatiq_rabbitmq")),
+)
 SECONDS = 60.0
 TASKS = 40
 

@@ -150,6 +150,7 @@ def test_fifty_tasks_of_a_new_name_and_fifty_with_new_arguments(stand: Stand, tm
     assert complaints(stand) == []
 
 
+@pytest.mark.thorough
 def test_a_failed_deploy_parks_too_and_no_queue_is_left_without_a_listener(tmp_path: Path) -> None:
     with a_stand("rq") as stand:
         for name in BUILDS:

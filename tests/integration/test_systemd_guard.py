@@ -145,6 +145,9 @@ def test_a_guard_that_can_not_write_its_journal_tries_again_until_it_can(pool: P
 
 
 def test_a_rerun_takes_over_from_the_dead_run_at_once(pool: Pool) -> None:
+    with under_way(pool, pool_version="2.0") as deploy:
+        wait_switched(pool, "2.0", pool.workers)
+        os.killpg(deploy.pid, signal.SIGKILL)
     played = pool.play("deploy", pool_version="2.0")
     assert played.status == 0
     assert "taking over from a run that has died" in played.output
