@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import zlib
 from html import escape
 from pathlib import Path
 
@@ -30,6 +31,17 @@ pre {{ margin: 0; font: 14px/1.35 "DejaVu Sans Mono", monospace }}
 
 
 _BAD = "failing-tasks"
+_LICENSE = b"Copyright\0SPDX-FileCopyrightText: Backstep contributors, SPDX-License-Identifier: GPL-3.0-or-later"
+# After the signature and the header, which each PNG begins with.
+_AFTER_HEADER = 8 + 25
+
+
+def say_license(picture: Path) -> None:
+    """Enter the license into a PNG, as a text of its own."""
+    content = picture.read_bytes()
+    checked = b"tEXt" + _LICENSE
+    text = len(_LICENSE).to_bytes(4, "big") + checked + zlib.crc32(checked).to_bytes(4, "big")
+    picture.write_bytes(content[:_AFTER_HEADER] + text + content[_AFTER_HEADER:])
 
 
 def _play(output: Path) -> None:
@@ -57,6 +69,7 @@ def work() -> None:
             for name, page, width, height in pages:
                 with browser.page(page, width=width) as opened:
                     opened.picture(IMAGES / f"{name}.png", height)
+                say_license(IMAGES / f"{name}.png")
                 say(f"wrote {name}.png")
 
 
