@@ -155,7 +155,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._awx.api import Api
 from ansible_collections.backstep.workers.plugins.module_utils._awx.applying import Applier
-from ansible_collections.backstep.workers.plugins.module_utils._awx.workflows import apply_nodes
+from ansible_collections.backstep.workers.plugins.module_utils._awx.workflows import apply_all
 from ansible_collections.backstep.workers.plugins.module_utils._awx_args import AWX_OPTIONS
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 
@@ -167,10 +167,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     api = Api(**who)
     api.hide(*(str(value) for wanted in params["objects"] for value in wanted["secrets"].values()))
     applier = Applier(api, params["organization"], module.check_mode, params["renew_secrets"])
-    for wanted in params["objects"]:
-        number = applier.apply(wanted)
-        if wanted["nodes"] is not None:
-            apply_nodes(applier, number, wanted)
+    apply_all(applier, params["objects"])
     return {"changed": bool(applier.actions), "actions": applier.actions, "diff": applier.diffs}
 
 

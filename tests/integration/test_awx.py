@@ -15,7 +15,7 @@ import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.backstep.workers.plugins.module_utils._awx.api import Api
 from ansible_collections.backstep.workers.plugins.module_utils._awx.applying import Applier
-from ansible_collections.backstep.workers.plugins.module_utils._awx.workflows import apply_nodes
+from ansible_collections.backstep.workers.plugins.module_utils._awx.workflows import apply_all
 from ansible_collections.backstep.workers.plugins.module_utils._awx_args import AWX_OPTIONS
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import (
     AwxRefused,
@@ -52,10 +52,7 @@ def api(awx: Awx, token: str = TOKEN) -> Api:
 def apply(awx: Awx, wanted: Wanted, *, dry_run: bool = False, renew: bool = False) -> Applier:
     """As the module does it."""
     applier = Applier(api(awx), "Operations", dry_run, renew)
-    for each in wanted:
-        number = applier.apply(each)
-        if each["nodes"] is not None:
-            apply_nodes(applier, number, each)
+    apply_all(applier, wanted)
     return applier
 
 

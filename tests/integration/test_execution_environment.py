@@ -202,7 +202,7 @@ class Work:
     @contextmanager
     def coming_in(self) -> Iterator[None]:
         """Tasks come in as long as the block runs."""
-        with Production(self._pool, self._number) as production:  # type: ignore[arg-type]
+        with Production(self._pool, self._number) as production:
             try:
                 yield
             finally:

@@ -16,6 +16,7 @@ Wanted = Mapping[str, Any]
 _POLL_SECONDS = 1.0
 _FETCHED = ("successful",)
 _NOT_FETCHED = ("failed", "error", "canceled")
+_STALE = (*_NOT_FETCHED, "never updated")
 _SCM = {"scm_type", "scm_url", "scm_branch", "credential"}
 
 
@@ -174,8 +175,8 @@ class Applier:
         self, number: int, wanted: Wanted, before: Optional[Mapping[str, Any]], fields: Mapping[str, Any]
     ) -> None:
         """Wait until AWX has fetched it: it takes no template before. It fetches it by itself when it changes."""
-        same = before is not None and not _SCM & set(differences(fields, before))
-        if same and before is not None and before["status"] in (*_NOT_FETCHED, "never updated"):
+        stale = before is not None and before["status"] in _STALE and not _SCM & set(differences(fields, before))
+        if stale:
             self.note("fetch", wanted)
             self.api.send("POST", f"projects/{number}/update/", {})
         deadline = time.monotonic() + float(wanted.get("wait") or 0)

@@ -14,6 +14,18 @@ from .kinds import EDGES
 _APPROVAL = ("name", "description", "timeout")
 
 
+def apply_all(applier: Applier, objects: Sequence[Wanted]) -> None:
+    """Make every object be as it is wanted, in their order, and workflows with their nodes.
+
+    :raises AwxRefused: what one names isn't there, or AWX refuses something.
+    :raises AwxUnreachable: AWX gives no answer.
+    """
+    for wanted in objects:
+        number = applier.apply(wanted)
+        if wanted["nodes"] is not None:
+            apply_nodes(applier, number, wanted)
+
+
 def apply_nodes(applier: Applier, workflow: Optional[int], wanted: Wanted) -> None:
     """Make a workflow have the nodes that are wanted.
 
