@@ -115,6 +115,35 @@ def test_one_that_may_not_be_parked_is_kept_as_dramatiq_does(
     assert "s3cret" not in log.read_text("utf-8")
 
 
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, node: RabbitBroker, tmp_path: Path
+) -> None:
+    workers.enqueue("mail", 0, 0)  # so that the queues are there
+    unreadable = [b"\x80\x04}.", b'{"actor_name": "work", "message_id": "b', b"[1, 2]", b""]
+    properties = pika.BasicProperties(priority=3, headers={"trace": "a"}, expiration="3600000")
+    with pika.BlockingConnection(pika.URLParameters(node.amqp_url)) as connection:
+        for place in ("mail", "mail.DQ"):
+            for body in [*unreadable, json.dumps({"message_id": place}).encode()]:
+                connection.channel().basic_publish("", place, body, properties)
+    before = messages(node, "mail")[1:], messages(node, "mail.DQ")
+    name = workers.start(NAME, QUEUES)
+    workers.enqueue("mail", 1, 0)
+    wait_for("the next one is done", lambda: workers.executions(1) == (1, 1))
+    wait_for("all are parked", lambda: engine.queue_states(QUEUES)[0].parked == 10)
+    ids = engine.task_ids("mail", PARKED, 20).ids
+    assert {known for known in ids if not known.startswith("unreadable-")} == {"mail", "mail.DQ"}
+    assert len(ids) == 10
+    kept = [json.loads(parked["headers"]["backstep-kept"]) for parked, _body in messages(node, "backstep.parked.mail")]
+    assert {(one["owner"], one["reason"]) for one in kept} == {(name, "the worker's release can't read it")}
+    assert [(worker.finished, worker.failed) for worker in engine.workers()] == [(2, 0)]
+    assert workers.stop(name) == 0
+    assert messages(node, "mail") == messages(node, "mail.DQ") == messages(node, "mail.XQ") == []
+    assert engine.replay(QUEUES, ONLY_PARKED).count == 10
+    assert (messages(node, "mail"), messages(node, "mail.DQ")) == before
+    (log,) = tmp_path.glob("mail_*.log")
+    assert log.read_text("utf-8").count("this release can't read it") == 10
+
+
 def test_it_can_be_switched_off(engine: Engine, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARK_UNKNOWN_TASKS", "no")
     workers.start(NAME, QUEUES)

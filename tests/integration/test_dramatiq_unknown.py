@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,61 @@ def test_one_that_cannot_be_parked_is_kept_as_dramatiq_does(
     assert engine.task_ids("mail", DEAD, 10).ids == (task_id(1),)
     (log,) = tmp_path.glob("mail_*.log")
     assert "can't be parked now: ResponseError" in log.read_text("utf-8")
+
+
+# As other encoders write, by Redis id: the last one could be read but for a field that this Dramatiq doesn't have.
+UNREADABLE = {
+    "pickled": pickle.dumps({"actor_name": "work", "message_id": "p"}),
+    "broken": b'{"actor_name": "work", "message_id": "b',
+    "a list": b"[1, 2]",
+    "nothing": b"",
+    "half": b'{"message_id": "whole", "actor_name": "work", "later": 1}',
+}
+KNOWN_AS = ["pickled", "broken", "a list", "nothing", "whole"]
+
+
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, client: redis.Redis, tmp_path: Path
+) -> None:
+    for place in ("mail", "mail.DQ"):
+        for number, (redis_id, raw) in enumerate(UNREADABLE.items()):
+            client.hset(f"dramatiq:{place}.msgs", f"{place} {redis_id}", raw)
+            client.rpush(f"dramatiq:{place}", f"{place} {redis_id}")
+            if place == "mail":  # taken at the same time as what can't be read
+                workers.enqueue("mail", number, 0)
+    before = client.hgetall("dramatiq:mail.DQ.msgs"), client.lrange("dramatiq:mail.DQ", 0, -1)
+    ids = {f"{place} {known}" for place in ("mail", "mail.DQ") for known in KNOWN_AS[:-1]} | {"whole"}
+    name = workers.start(NAME, QUEUES)
+    wait_for("all are parked", lambda: client.zcard("backstep:dramatiq:parked:mail") == 10)
+    wait_for("the others are done", lambda: workers.executions(4) == (1, 1))
+    assert [workers.executions(number) for number in range(4)] == [(1, 1)] * 4
+    assert client.hgetall("backstep:dramatiq:parked:mail:why") == {name.encode(): b"the worker's release can't read it"}
+    assert set(engine.task_ids("mail", PARKED, 20).ids) == ids
+    wait_for("all are acknowledged", lambda: client.keys("dramatiq:__acks__.*") == [])
+    assert [(worker.finished, worker.failed) for worker in engine.workers()] == [(5, 0)]
+    workers.stop_all()
+    assert engine.replay(QUEUES, ONLY_PARKED).count == 10
+    assert (client.hgetall("dramatiq:mail.DQ.msgs"), client.lrange("dramatiq:mail.DQ", 0, -1)) == before
+    lying = client.lrange("dramatiq:mail", 0, -1)
+    assert [known.decode().partition(" ")[2] for known in lying] == list(UNREADABLE)
+    assert client.hmget("dramatiq:mail.msgs", lying) == list(UNREADABLE.values())
+    (log,) = tmp_path.glob("mail_*.log")
+    assert "Traceback" not in log.read_text("utf-8")
+
+
+def test_what_can_not_be_read_stays_with_its_worker_where_it_cannot_be_parked(
+    engine: Engine, workers: Workers, client: redis.Redis
+) -> None:
+    client.set("backstep:dramatiq:parked:mail", "in the way")
+    client.hset("dramatiq:mail.msgs", "broken", UNREADABLE["broken"])
+    client.rpush("dramatiq:mail", "broken")
+    name = workers.start(NAME, QUEUES)
+    workers.enqueue("mail", 1, 0)
+    wait_for("the next one is done", lambda: workers.executions(1) == (1, 1))
+    client.delete("backstep:dramatiq:parked:mail")
+    workers.kill(name)
+    assert [task.id for task in engine.recover(QUEUES, [name], WAITING)] == ["broken"]
+    assert client.hgetall("dramatiq:mail.msgs") == {b"broken": UNREADABLE["broken"]}
 
 
 def test_it_can_be_switched_off(engine: Engine, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ ENGINES = {
         WorkerDefaults(
             command=_dramatiq_command("backstep_dramatiq:broker"),
             broker_variable="DRAMATIQ_BROKER_URL",
-            reporters=("backstep_dramatiq.py", *_DRAMATIQ_REPORTERS),
+            reporters=("backstep_dramatiq.py", "backstep_dramatiq_redis_parking.py", *_DRAMATIQ_REPORTERS),
             manifest="dramatiq.py",
             extends=("PYTHONPATH:{config}/backstep",),
             stop=StopOption(("--worker-shutdown-timeout",), default=600, unit=0.001),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -13,6 +14,8 @@ from ._amqp import OURS
 
 Message = tuple[Any, Any, bytes]
 """What ``basic.get`` gives: how it was delivered, its properties, its body."""
+KEPT = "backstep-kept"
+"""The header of a parked task that has what it comes back with, and where to (JSON)."""
 _PARKED = f"{OURS}parked."
 
 
@@ -74,6 +77,14 @@ class Messages(ABC):
 def parked_queue(queue: str) -> str:
     """Where the parked tasks of a queue lie."""
     return f"{_PARKED}{queue}"
+
+
+def kept_of(message: Message) -> dict[str, Any]:
+    """What is kept with a parked task: ``place``, ``state``, ``owner``, ``reason``, and which of its properties were
+    changed. ``id`` is there where its worker has parked what it couldn't read.
+    """
+    found: dict[str, Any] = json.loads((message[1].headers or {}).get(KEPT, "{}"))
+    return found
 
 
 def is_canary(known: str) -> bool:

@@ -24,15 +24,13 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
 from ..._rollout.errors import BrokerRefused
 from ..engine import DEAD, PARKED, WAITING, Moved, Selection
 from ._amqp import OURS, AmqpLink
-from ._amqp_messages import Message, Messages, is_canary, parked_queue
+from ._amqp_messages import KEPT, Message, Messages, is_canary, kept_of, parked_queue
 from ._moves import Tally, check_selection, require_owner
 
 BATCH = 200
 """Smaller than for Redis: a batch is held back from the workers while it is copied."""
 _MOVING = f"{OURS}moving."
 _LAST_ONLY = {"x-max-length": 1, "x-overflow": "drop-head"}
-# What a task comes back with, and where to. An expiry would go on while it is parked.
-_KEPT = "backstep-kept"
 
 
 class Unfinished(NamedTuple):
@@ -282,7 +280,8 @@ def _note(channel: Any, queue: str, source: str, targets: Sequence[str], ids: Se
 def _parked(properties: Any, kept: dict[str, Any]) -> Any:
     """The properties with which a task lies parked, out of its own."""
     kept = {"expiration": properties.expiration, "delivery_mode": properties.delivery_mode, **kept}
-    properties.headers = {**(properties.headers or {}), _KEPT: json.dumps(kept)}
+    # An expiry would go on while it is parked.
+    properties.headers = {**(properties.headers or {}), KEPT: json.dumps(kept)}
     properties.expiration = None
     properties.delivery_mode = 2
     return properties
@@ -290,15 +289,14 @@ def _parked(properties: Any, kept: dict[str, Any]) -> Any:
 
 def owner_of(message: Message) -> str:
     """Who has parked it."""
-    return str(json.loads((message[1].headers or {}).get(_KEPT, "{}")).get("owner", ""))
+    return str(kept_of(message).get("owner", ""))
 
 
 def _replayed(queue: str, message: Message) -> _Copy:
     """A parked task with its own properties, out of those with which it lay parked."""
     properties = message[1]
-    headers = dict(properties.headers or {})
-    kept = json.loads(headers.pop(_KEPT, "{}"))
-    properties.headers = headers or None
+    kept = kept_of(message)
+    properties.headers = {name: value for name, value in (properties.headers or {}).items() if name != KEPT} or None
     properties.expiration = kept.get("expiration")
     properties.delivery_mode = kept.get("delivery_mode")
     return _Copy(kept.get("place", queue), properties, PARKED, kept.get("state", WAITING))

@@ -50,6 +50,13 @@ local function read(raw, place)
   local ok, found = pcall(read_envelope, raw, place)
   return ok and found or nil
 end
+-- What is parked and can't be read is known by its Redis id.
+local function read_kept(raw, member)
+  local place, id = match(member, '^%-?%d+%z(.-)%z.-%z(.*)$')
+  local found = read(raw, place)
+  if raw and not found then found = {id = id, state = place == 'later' and 'scheduled' or place} end
+  return found, place, id
+end
 local function base(queue, place)
   return 'dramatiq:' .. queue .. (place == 'later' and '.DQ' or place == 'dead' and '.XQ' or '')
 end
@@ -163,8 +170,7 @@ local function read_parked(members)
   return function()
     i = i + 1
     if not members[i] then return nil end
-    local place, id = match(members[i], '^%-?%d+%z(.-)%z.-%z(.*)$')
-    local found = read(raws[i], place)
+    local found, place, id = read_kept(raws[i], members[i])
     return members[i], is_wanted(found) and found or nil, raws[i], place, id
   end
 end
@@ -259,7 +265,7 @@ local entries = redis.call(place == 'waiting' and 'LRANGE' or 'ZRANGE', key, ski
 local raws = #entries > 0 and redis.call('HMGET', messages, unpack(entries)) or {}
 local ids = {}
 for i = 1, #entries do
-  local found = read(raws[i], place)
+  local found = place == 'parked' and read_kept(raws[i], entries[i]) or read(raws[i], place)
   if found then ids[#ids + 1] = found.id end
 end
 return {#entries, ids}

@@ -18,7 +18,7 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
 from .. import engine as contract
 from ..engine import Capabilities
 from ._amqp_engine import AmqpEngine
-from ._amqp_messages import Message, Messages
+from ._amqp_messages import Message, Messages, kept_of
 from ._dead import last_line
 from ._dramatiq_dead import KEPT_SECONDS
 from ._dramatiq_messages import canary
@@ -27,12 +27,14 @@ _LATER, _DEAD = ".DQ", ".XQ"
 
 
 class _Dramatiq(Messages):
-    """Dramatiq's default encoder, JSON. A message of another one has no id that can be read, and stays where it is."""
+    """Dramatiq's default encoder, JSON. A message of another one has no id that can be read, and stays where it is,
+    unless a worker has parked it.
+    """
 
     dead_kept_seconds = KEPT_SECONDS
 
     def id(self, message: Message) -> str:
-        return str(_read(message).get("message_id") or "")
+        return str(_read(message).get("message_id") or kept_of(message).get("id") or "")
 
     def task(self, message: Message) -> Optional[str]:
         return _read(message).get("actor_name")

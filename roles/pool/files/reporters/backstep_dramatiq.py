@@ -16,7 +16,6 @@ Each worker process writes, in the same Redis, under keys that run out by themse
 - ``backstep:dramatiq:executing:<broker id>``: hash from the Redis id of a message to the time at which its execution
   began, its message id and its actor.
 - ``backstep:dramatiq:canary:<id>``: how a canary that Backstep has sent has ended, and where.
-- ``backstep:dramatiq:gated:<actor>``: hash from the message id of what was parked for a gate to its order number there.
 
 A message is noted before its actor is called, and until it has been acknowledged. While Redis doesn't answer nothing is
 noted; the next beat makes up for it. No task fails, waits long or is kept because of what is noted: what goes wrong
@@ -36,7 +35,7 @@ from typing import Any
 import redis
 from backstep_dramatiq_app import CANARY_IDS, Watcher, declare_canary, load_app, queues_of
 from backstep_dramatiq_parking import Parking, stand_before
-from dramatiq.common import q_name
+from backstep_dramatiq_redis_parking import RedisParking
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ConnectionRetry
 
@@ -130,29 +129,6 @@ else
 end
 """
 )
-
-_GATES = "backstep:dramatiq:book:gates"
-# ARGV: queue as it was consumed, the same without ".DQ", broker id, Redis id, owner, reason, then of what a gate holds:
-# the book of gates, task, its line, message id -> 1 when it isn't this process's any more, as it is parked; 0 when the
-# line is another one now. Each comes behind those that were parked before.
-_PARK = """
-local key, acks = 'dramatiq:' .. ARGV[1], 'dramatiq:__acks__.' .. ARGV[3] .. '.' .. ARGV[1]
-local parked, task = 'backstep:dramatiq:parked:' .. ARGV[2], ARGV[8]
-local raw = redis.call('SISMEMBER', acks, ARGV[4]) == 1 and redis.call('HGET', key .. '.msgs', ARGV[4])
-if not raw then return 1 end
-if not string.find(raw, '^%s*{') then return redis.error_reply('ERR not JSON') end
-if task and redis.call('HGET', ARGV[7], task) ~= ARGV[9] then return 0 end
-local order = string.format('%.0f', redis.call('HINCRBY', parked .. ':order', '', 1))
-local member = table.concat({order, ARGV[1] == ARGV[2] and 'waiting' or 'later', '', ARGV[4]}, '\0')
-redis.call('ZADD', parked, order, member)
-redis.call('HSET', parked .. ':messages', member, raw)
-redis.call('HSET', parked .. ':why', ARGV[5], ARGV[6])
-if task then redis.call('HSET', 'backstep:dramatiq:gated:' .. task, ARGV[10], order) end
-redis.call('SREM', acks, ARGV[4])
-redis.call('HDEL', key .. '.msgs', ARGV[4])
-return 1
-"""
-
 
 def _client(broker: Any) -> Any:
     """A client to the broker's Redis that doesn't wait long."""
@@ -327,28 +303,6 @@ class Reporter(Watcher):
             "up": int(self._up),
             "gates": "fresh" if self._parking.keeps_gates else "",
         }
-
-
-class RedisParking(Parking):
-    """Parks in the step in which a message ceases to be the process's, so that it is in one place all the time."""
-
-    def before_worker_boot(self, broker: Any, worker: Any) -> None:
-        """Keep no gates where the app's user may not see what they are: its tasks would wait for ever."""
-        try:
-            broker.client.hget(_GATES, "")
-        except redis.exceptions.NoPermissionError:
-            _log.warning("Backstep's gates aren't kept: the app's user in Redis may not read them.")
-            self.keeps_gates = False
-
-    def line(self, consumer: Any, task: str) -> bytes | str | None:
-        found: bytes | str | None = consumer.broker.client.hget(_GATES, task)
-        return found
-
-    def park(self, consumer: Any, message: Any, whose: str, why: str, line: bytes | str | None = None) -> bool:
-        broker, queue = consumer.broker, consumer.queue_name
-        places = (queue, q_name(queue), broker.broker_id, message.options["redis_message_id"])
-        gate = () if line is None else (_GATES, str(message.actor_name), line, str(message.message_id))
-        return bool(broker.client.eval(_PARK, 0, *places, whose, why, *gate))
 
 
 def _set_pace(worker: Any, milliseconds: int) -> None:

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has a Dramatiq worker park tasks whose actor it doesn't know, which Dramatiq dead-letters, and what a gate holds.
+"""Has a Dramatiq worker park what it doesn't know or can't read, which Dramatiq dead-letters, and what a gate holds.
 
-After a release is taken back, whoever is still ahead of it goes on enqueueing tasks of unknown actors. They are parked
-as ``task_move`` parks them, and are put back like all others. The app isn't changed; in ``pool_env``,
-``PARK_UNKNOWN_TASKS: "no"`` leaves Dramatiq its own way, and so does whatever goes wrong here.
+After a release is taken back, whoever is still ahead of it goes on enqueueing tasks of unknown actors, or such that
+another encoder has written. They are parked as ``task_move`` parks them, as the bytes that they are, and are put back
+like all others. The app isn't changed; in ``pool_env``, ``PARK_UNKNOWN_TASKS: "no"`` leaves Dramatiq its own way.
 
 Gates are those of ``task_gate`` (``backstep_gates.py``). Dramatiq would execute what they hold; so where one can't be
 read now, or what it holds can't be parked now, the task waits, and the queue's next ones behind it, until that works or
@@ -42,6 +42,10 @@ class Parking(Middleware, ABC):
         self.keeps_gates = keeps_gates() and _can_stand_there() and _writes_json()
 
     @abstractmethod
+    def prepare(self, consumer: Any) -> None:
+        """Have a consumer, which has taken nothing yet, ask about each message that can't be read."""
+
+    @abstractmethod
     def line(self, consumer: Any, task: str) -> bytes | str | None:
         """What the book of gates says of the tasks of a name."""
 
@@ -53,6 +57,33 @@ class Parking(Middleware, ABC):
         :param line: only while the book of gates says so.
         :returns: whether it is this process's no more.
         """
+
+    @abstractmethod
+    def park_raw(self, consumer: Any, raw: bytes) -> str:
+        """Park a message that this process has taken and can't read; what it is known by then, "" if it isn't."""
+
+    def before_worker_boot(self, broker: Any, worker: Any) -> None:
+        """Have all that the worker takes come by ``prepare``."""
+        consume = broker.consume
+
+        def consume_prepared(*arguments: Any, **options: Any) -> Any:
+            consumer = consume(*arguments, **options)
+            self.prepare(consumer)
+            return consumer
+
+        broker.consume = consume_prepared
+
+    def is_left_unread(self, consumer: Any, raw: bytes) -> bool:
+        """Whether a message that can't be read is parked."""
+        try:
+            known = self.park_raw(consumer, raw)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
+            # Only its kind: the text could hold the broker's password.
+            _log.warning("A task that this release can't read can't be parked now: %s", type(error).__name__)
+            return False
+        if known:
+            _log.error("Task %s is parked: this release can't read it.", known)
+        return bool(known)
 
     def rest(self, consumer: Any) -> None:
         """Let some time pass."""

@@ -9,13 +9,17 @@ Python 3.9, dramatiq and pika.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, Callable
+from uuid import uuid4
 
 import pika
 from backstep_dramatiq_parking import Parking
+from backstep_gates import UNREADABLE
 from backstep_pika import Copies, GateFollower, parked
+from dramatiq import Message
 from dramatiq.common import q_name
-from dramatiq.errors import ConnectionClosed
+from dramatiq.errors import ConnectionClosed, DecodeError
 
 _REST_SECONDS = 1.0
 
@@ -40,18 +44,23 @@ class RabbitmqParking(Parking):
         super().__init__(worker)
         self.gates = GateFollower()
 
-    def before_worker_boot(self, broker: Any, worker: Any) -> None:
+    def prepare(self, consumer: Any) -> None:
         """See messages as they come: what Dramatiq makes of them lacks their properties."""
-        consume = broker.consume
+        if not hasattr(consumer, "iterator"):
+            return
+        taken = consumer.backstep = _Taken(consumer.broker.parameters)
+        consumer.iterator = map(taken.note, consumer.iterator)
+        if self.parks_unknown:
+            consumer._nack = partial(self._reject, consumer, consumer._nack)
 
-        def consume_and_note(*arguments: Any, **options: Any) -> Any:
-            consumer = consume(*arguments, **options)
-            if hasattr(consumer, "iterator"):
-                consumer.backstep = _Taken(broker.parameters)
-                consumer.iterator = map(consumer.backstep.note, consumer.iterator)
-            return consumer
-
-        broker.consume = consume_and_note
+    def _reject(self, consumer: Any, reject: Callable[[Any], None], tag: Any) -> None:
+        """Have a message acknowledged instead, which was taken last and couldn't be read, and is parked."""
+        method, _properties, body = consumer.backstep.delivery
+        is_last = method is not None and method.delivery_tag == tag
+        if is_last and not _can_be_read(body) and self.is_left_unread(consumer, body):
+            consumer.connection.add_callback_threadsafe(partial(consumer.channel.basic_ack, tag))
+        else:
+            reject(tag)
 
     def before_consumer_thread_shutdown(self, broker: Any, thread: Any) -> None:
         """Leave no connection behind."""
@@ -70,6 +79,15 @@ class RabbitmqParking(Parking):
             if still:
                 consumer.backstep.put(f"backstep.parked.{queue}", copy, body)
             return still
+
+    def park_raw(self, consumer: Any, raw: bytes) -> str:
+        _method, properties, _body = consumer.backstep.delivery
+        known = f"unreadable-{uuid4()}"
+        place, queue = consumer.queue_name, q_name(consumer.queue_name)
+        state = "waiting" if place == queue else "scheduled"
+        copy = parked(properties, place, state, self.worker, UNREADABLE, id=known)
+        consumer.backstep.put(f"backstep.parked.{queue}", copy, raw)
+        return known
 
     def rest(self, consumer: Any) -> None:
         """Let some time pass, in which what others have executed is acknowledged."""
@@ -93,3 +111,11 @@ class RabbitmqParking(Parking):
         :raises Exception: the connection is of no use any more.
         """
         self.keeps_gates = self.keeps_gates and self.gates.look_over(connection)
+
+
+def _can_be_read(body: bytes) -> bool:
+    try:
+        Message.decode(body)
+    except DecodeError:
+        return False
+    return True

@@ -47,14 +47,15 @@ def _limited(theirs: Any) -> Any:
     return pika.ConnectionParameters(**{name: getattr(theirs, name) for name in kept}, **limits)
 
 
-def parked(properties: Any, place: str, state: str, whose: str, why: str) -> Any:
+def parked(properties: Any, place: str, state: str, whose: str, why: str, **more: str) -> Any:
     """The properties with which a task lies parked, out of its own, as ``task_move`` writes and reads them.
 
     :param place: the queue that it was taken from, and goes back to.
+    :param more: ``id``, which it is known by while it is parked, where it has none that could be read.
     """
     kept = {
         "expiration": properties.expiration, "delivery_mode": properties.delivery_mode, "place": place,
-        "state": state, "owner": whose, "reason": why,
+        "state": state, "owner": whose, "reason": why, **more,
     }  # fmt: skip
     found = copy(properties)  # as it may have to be tried again
     found.headers = {**(properties.headers or {}), "backstep-kept": json.dumps(kept)}
