@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Has an RQ worker park what it isn't to execute: tasks that its release doesn't have, and those that a gate holds.
 
-After a release is taken back, whoever is still ahead of it goes on enqueueing tasks whose functions it doesn't have. RQ
-would try them as often as they may, and fail. They are parked as ``task_move`` parks them, before RQ counts them as
+After a release is taken back, whoever is still ahead of it goes on enqueueing tasks whose functions it doesn't have, or
+whose payloads it can't read: of another serializer, or with arguments of classes that it doesn't have either. RQ would
+try them as often as they may, and fail. They are parked as ``task_move`` parks them, before RQ counts them as
 begun, in the same step in which they cease to be the worker's, and are put back like all others. Loaded by
 ``--exception-handler=backstep_rq_unknown.hand_on``, which is a way to have any ``rq worker`` import a file, whatever
 its class is. The app isn't changed; in ``pool_env``, ``PARK_UNKNOWN_TASKS: "no"`` and ``KEEP_GATES: "no"`` leave RQ its
@@ -22,7 +23,7 @@ import logging
 import pickletools
 from typing import Any
 
-from backstep_gates import UNKNOWN, keeps_gates, owner, parks_unknown_tasks, why_held
+from backstep_gates import UNKNOWN, UNREADABLE, keeps_gates, owner, parks_unknown_tasks, why_held
 from redis.exceptions import RedisError, ResponseError
 
 try:
@@ -77,30 +78,37 @@ def hand_on(_job: Any, *_error: Any) -> None:
     """What RQ imports this file for: a handler of errors that leaves them all to the others."""
 
 
-def _unknown(worker: Any, job: Any) -> str:
-    """The task's name, where the release has no such function; else ""."""
+def _lack(worker: Any, job: Any) -> tuple[str, str]:
+    """Why the release can't execute a task, and the name of what it lacks, if it can be told; twice "" where it can."""
     if any(getattr(type(job), part, None) is not getattr(Job, part) for part in _FINDING):
-        return ""
+        return "", ""
     try:
         seconds = job.timeout or worker.queue_class.DEFAULT_TIMEOUT
         with worker.death_penalty_class(seconds, JobTimeoutException, job_id=job.id):
-            name, instance = _called(job)
-            missing = not hasattr(instance, name) if instance else _is_missing(name)
-            return name if missing else ""
+            return _looked_up(job)
     except Exception:  # noqa: BLE001  # whatever it is, RQ meets it as well, and tells of it
-        return ""
+        return "", ""
 
 
-def _called(job: Any) -> tuple[str, Any]:
-    """The name of a function, or of a method and whose it is."""
+def _looked_up(job: Any) -> tuple[str, str]:
     try:
-        return job.func_name, job.instance
-    except DeserializationError:
-        # Its arguments may be of classes that the release hasn't, either.
-        name = _first_text(job.data)
-        if "." not in name:
-            raise  # a method: of which object, only the rest would tell
-        return name, None
+        name, instance = job.func_name, job.instance
+    except DeserializationError as error:
+        if isinstance(error.__cause__, JobTimeoutException):
+            raise
+        # By another serializer, or with arguments of classes that the release hasn't. A method has no dot: of which
+        # object it is, only the rest would tell.
+        name = _readable_name(job)
+        return (UNKNOWN, name) if "." in name and _is_missing(name) else (UNREADABLE, "")
+    missing = not hasattr(instance, name) if instance else _is_missing(name)
+    return (UNKNOWN, name) if missing else ("", "")
+
+
+def _readable_name(job: Any) -> str:
+    try:
+        return _first_text(job.data)
+    except ValueError:
+        return ""
 
 
 def _first_text(pickled: bytes) -> str:
@@ -154,20 +162,20 @@ def _park(worker: Any, job: Any, queue: Any, *why: Any) -> int:
 
 
 def _is_left_as_unknown(worker: Any, job: Any, queue: Any) -> bool:
-    """Whether it is no longer this worker's to execute, as its release doesn't know it."""
-    name = _unknown(worker, job)
-    if not name or not isinstance(worker.execution, Execution):  # what a task is taken by, since RQ 2
+    """Whether it is no longer this worker's to execute, as its release doesn't know it or can't read it."""
+    why, name = _lack(worker, job)
+    if not why or not isinstance(worker.execution, Execution):  # what a task is taken by, since RQ 2
         return False
     try:
-        if not _park(worker, job, queue, worker.name, UNKNOWN):
+        if not _park(worker, job, queue, worker.name, why):
             return False
     except RedisError as error:
         # Only its kind: the text could hold the broker's password.
-        _log.warning("Task %s, which this release doesn't know, can't be parked: %s", job.id, type(error).__name__)
+        _log.warning("Task %s, which this release can't execute, isn't parked: %s", job.id, type(error).__name__)
         # What was refused fails as it always did. Else nobody knows: it is parked, or comes back as what a killed
         # worker had.
         return not isinstance(error, ResponseError)
-    _log.warning("Task %s is parked: this release knows no %s.", job.id, name)
+    _log.warning("Task %s is parked: this release %s.", job.id, f"knows no {name}" if name else "can't read it")
     return True
 
 
