@@ -114,6 +114,28 @@ def test_they_are_parked_whole_and_come_back_in_their_old_order(
     assert "NameError" not in log.read_text("utf-8")
 
 
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, client: redis.Redis
+) -> None:
+    # The last two are JSON, and no tasks.
+    unreadable = [b"\x80\x04}.", b'{"class": "LedgerTasks::Work", "jid": "b', b"", b"[1, 2]", b'"jid"']
+    client.lpush("queue:mail", *unreadable)
+    before = client.lrange("queue:mail", 0, -1)
+    name = workers.start(NAME, QUEUES)
+    workers.enqueue("mail", 1, 0)
+    wait_for("all are parked", lambda: len(engine.task_ids("mail", PARKED, 10).ids) == 5)
+    wait_for("the next one is done", lambda: workers.executions(1) == (1, 1))
+    assert client.hgetall("backstep:sidekiq:parked:mail:why") == {name.encode(): b"the worker's release can't read it"}
+    assert workers.stop(name) == 0
+    assert not client.keys("backstep:sidekiq:held:*") + client.keys("retry") + client.keys("dead")
+    ids = engine.task_ids("mail", PARKED, 10).ids
+    assert all(known.startswith("unreadable-") for known in ids)
+    assert engine.replay(QUEUES, Selection(states=(PARKED,), ids=ids[:1])).count == 1
+    assert engine.replay(QUEUES, Selection(states=(PARKED,), limit=1)).count == 1
+    assert engine.replay(QUEUES, ONLY_PARKED).count == 3
+    assert sorted(client.lrange("queue:mail", 0, -1)) == sorted(before)
+
+
 def test_one_that_arrives_later_comes_behind_those_that_were_parked_by_hand(engine: Engine, workers: Workers) -> None:
     for number in (1, 2):
         workers.enqueue("mail", number, task=UNKNOWN_TASK)

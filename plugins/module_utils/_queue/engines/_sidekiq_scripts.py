@@ -94,7 +94,12 @@ local function is_wanted(found, want)
   if want.before and not (found.at and found.at < want.before) then return false end
   return not want.tasks or (type(found.task) == 'string' and want.tasks[found.task] == true)
 end
-local function origin(member) return string.match(member, '^%-?%d+%z(.-)%z(.-)%z') end
+-- What is parked, and the place and score that it comes back to. What can't be read has the id that its worker gave it.
+local function parked_task(member)
+  local raw = redis.call('HGET', parked .. ':messages', member)
+  local place, score, id = string.match(member, '^%-?%d+%z(.-)%z(.-)%z(.*)$')
+  return raw and (read(raw) or {id = id}), raw, place, score
+end
 """
 )
 
@@ -213,10 +218,8 @@ local sets = {scheduled = 'schedule', retrying = 'retry'}
 local moved, states = {}, {}
 for _, member in ipairs(members) do
   if #moved >= want.limit then break end
-  local raw = redis.call('HGET', parked .. ':messages', member)
-  local found = read(raw)
+  local found, raw, place, score = parked_task(member)
   if is_wanted(found, want) then
-    local place, score = origin(member)
     moved[#moved + 1], states[#states + 1] = found.id, sets[place] and place or 'waiting'; tell(found)
     if not want.dry then
       if sets[place] then
@@ -243,7 +246,7 @@ local members = redis.call('ZRANGE', parked, ARGV[3], ARGV[3] + ARGV[4] - 1)
 local matches, last = 0, ''
 for _, member in ipairs(members) do
   if matches >= want.limit then break end
-  if is_wanted(read(redis.call('HGET', parked .. ':messages', member)), want) then
+  if is_wanted((parked_task(member)), want) then
     matches = matches + 1
     last = redis.call('ZSCORE', parked, member)
   end

@@ -3,7 +3,8 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# Has a Sidekiq worker park what it isn't to execute: tasks whose class it doesn't know, and those that a gate holds.
+# Has a Sidekiq worker park what it isn't to execute: tasks whose class it doesn't know, those that a gate holds, and what
+# is no task that it could read.
 #
 # After a release is taken back, whoever is still ahead of it goes on enqueueing tasks whose class it doesn't know.
 # Sidekiq itself would retry them for weeks, or drop them. They are parked as task_move parks them, in the same step in
@@ -12,7 +13,8 @@
 # pool_env, PARK_UNKNOWN_TASKS: "no" and KEEP_GATES: "no" leave Sidekiq its own way. Part of backstep_sidekiq.rb.
 module BackstepReporter
   UNKNOWN_REASON = "the worker's release doesn't know it"
-  UNREADABLE_REASON = "what the book of gates says of it can't be understood"
+  UNREADABLE_REASON = "the worker's release can't read it"
+  UNCLEAR_REASON = "what the book of gates says of it can't be understood"
   # Each executes a task of ActiveJob, whose own class is in "wrapped".
   WRAPPERS = %w[ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper Sidekiq::ActiveJob::Wrapper].freeze
   # What the script says when the book no longer says of the task's name what it was told.
@@ -37,7 +39,8 @@ module BackstepReporter
 
   class << self
     def look_before_executing
-      require "zlib" # not before Bundler has chosen the gems
+      require "securerandom" # neither before Bundler has chosen the gems
+      require "zlib"
       @parks_unknown, @keeps_gates = %w[PARK_UNKNOWN_TASKS KEEP_GATES].map do |switch|
         !%w[no false 0].include?(ENV.fetch(switch, "yes").downcase)
       end
@@ -49,25 +52,27 @@ module BackstepReporter
 
     # Whether Sidekiq is to leave a task alone, as it isn't this worker's any more.
     def leave_alone?(unit, &find)
-      task = task_of(unit)
-      return false unless task
+      return false unless unit.respond_to?(:backstep_noted) && unit.backstep_noted
+
+      task = task_in(unit.job)
+      return @parks_unknown && park_unread?(unit) unless task
+
+      id = task["jid"]
+      return false if !id.is_a?(String) || id.start_with?("backstep-canary-") # Sidekiq's to deal with
 
       missing = @parks_unknown && missing_for(task, &find)
-      (missing && park_unknown?(unit, task["jid"], missing)) || (@keeps_gates && held?(unit, task))
-    end
-
-    # What is noted in Redis, and no canary.
-    def task_of(unit)
-      return unless unit.respond_to?(:backstep_noted) && unit.backstep_noted
-
-      task = ::Sidekiq.load_json(unit.job)
-      id = task["jid"]
-      task if id.is_a?(String) && !id.start_with?("backstep-canary-")
-    rescue StandardError
-      nil # whatever it is, it is Sidekiq's to deal with
+      (missing && park_unknown?(unit, id, missing)) || (@keeps_gates && held?(unit, task))
     end
 
     private
+
+    # Nothing where it isn't one, of which Sidekiq makes a dead one that can't be put back, or ends its thread.
+    def task_in(raw)
+      task = ::Sidekiq.load_json(raw)
+      task if task.is_a?(Hash)
+    rescue StandardError
+      nil
+    end
 
     # The name of the class that isn't found, if there is one.
     def missing_for(task)
@@ -78,15 +83,23 @@ module BackstepReporter
       nil # it is Sidekiq's to deal with, too
     end
 
+    def park_unknown?(unit, id, name)
+      park?(unit, id, UNKNOWN_REASON, "this release knows no #{name}")
+    end
+
+    def park_unread?(unit)
+      park?(unit, "unreadable-#{SecureRandom.uuid}", UNREADABLE_REASON, "this release can't read it")
+    end
+
     # Without an answer it may be parked or not: if not, the next beat gives back what is still held, and it is parked
     # when it comes again.
-    def park_unknown?(unit, id, name)
-      parked = script(PARK, unit.backstep_number, id, WORKER, UNKNOWN_REASON) == 1
-      ::Sidekiq.logger.error("Task #{id} is parked: this release knows no #{name}.") if parked
+    def park?(unit, id, reason, said)
+      parked = script(PARK, unit.backstep_number, id, WORKER, reason) == 1
+      ::Sidekiq.logger.error("Task #{id} is parked: #{said}.") if parked
       true
     rescue StandardError => error
       # Only its kind: the text could hold the broker's password.
-      warn_once("can't park a task that this release doesn't know: #{error.class}")
+      warn_once("can't park a task that this release doesn't know or can't read: #{error.class}")
       return false if refused?(error)
 
       @returned << unit.backstep_number
@@ -122,7 +135,7 @@ module BackstepReporter
       by = "somebody" if by.empty?
       format("%g %% of these pass, as %s has set it", open, by) + (reason.empty? ? "" : ": #{reason}")
     rescue StandardError
-      UNREADABLE_REASON
+      UNCLEAR_REASON
     end
 
     def refused?(error)
