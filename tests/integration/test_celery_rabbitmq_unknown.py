@@ -89,6 +89,7 @@ def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
         ("broken", b"[[1], {", named, "application/json"),
         ("nameless", b"\xff\xfe", {}, "application/json"),
         ("another program's", b"[1, 2]", {}, "application/json"),
+        (None, b"{}", {}, "application/json"),
     ]
     with pika.BlockingConnection(pika.URLParameters(node.amqp_url)) as connection:
         channel = connection.channel()
@@ -102,7 +103,10 @@ def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
     before = lying(node)
     worker = workers.start(NAME, QUEUES)
     workers.enqueue("mail", 2, 0)
-    wait_for("all are parked", lambda: engine.task_ids("mail", PARKED, 10).ids == tuple(each[0] for each in sent))
+    wait_for("all are parked", lambda: engine.queue_states(QUEUES)[0].parked == len(sent))
+    *ids, last = engine.task_ids("mail", PARKED, 10).ids
+    assert ids == [known for known, *_rest in sent[:-1]]
+    assert last.startswith("unreadable-")
     wait_for("the next one is done", lambda: workers.executions(2) == (1, 1))
     assert workers.stop(worker) == 0
     assert engine.replay(QUEUES, Selection(states=(PARKED,))).after == {WAITING: len(sent)}

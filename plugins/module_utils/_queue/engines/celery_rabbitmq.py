@@ -17,7 +17,7 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
 from .. import engine as contract
 from ..engine import Capabilities
 from ._amqp_engine import AmqpEngine
-from ._amqp_messages import Message, Messages
+from ._amqp_messages import Message, Messages, kept_of
 from ._celery_messages import call_headers
 from ._moves import require_no_times
 
@@ -28,7 +28,8 @@ class _Celery(Messages):
     """Version 2 of Celery's protocol, whose headers are AMQP's."""
 
     def id(self, message: Message) -> str:
-        return str((message[1].headers or {}).get("id") or message[1].correlation_id or "")
+        own = (message[1].headers or {}).get("id") or message[1].correlation_id
+        return str(own or kept_of(message).get("id") or "")
 
     def task(self, message: Message) -> Optional[str]:
         name: Optional[str] = (message[1].headers or {}).get("task")

@@ -18,6 +18,7 @@ import threading
 import time
 from contextlib import nullcontext
 from typing import Any, Callable
+from uuid import uuid4
 
 import amqp
 from amqp.exceptions import ChannelError
@@ -102,15 +103,16 @@ class RabbitmqWay(Way):
     def park(self, consumer: Any, message: Any, known: str, why: Why) -> bool:
         """Park a copy of a task, or leave the task unacknowledged; then it comes back.
 
-        :raises NotParked: the broker refuses, or nothing tells what the task is, or where it comes from.
+        :raises NotParked: the broker refuses, or nothing tells where the task comes from.
         """
         queue = _queue_of(consumer, message)
         try:
-            if not known or not queue or not hasattr(message, "backstep_body"):
+            if not queue or not hasattr(message, "backstep_body"):
                 raise NotParked
             with self._gates.steady(why.gate, why.line) if why.gate else nullcontext(True) as still:
                 if still:
-                    self._copies.put(consumer.connection, f"backstep.parked.{queue}", _parked(message, queue, why))
+                    copy = _parked(message, queue, known, why)
+                    self._copies.put(consumer.connection, f"backstep.parked.{queue}", copy)
                 return still
         except (ChannelError, NotParked) as error:
             # Only its kind: the text could hold the broker's password.
@@ -134,9 +136,9 @@ class RabbitmqWay(Way):
         return self._gates.line(task)
 
 
-def _parked(message: Any, queue: str, why: Why) -> Any:
-    """The copy. An expiry would go on while it is parked."""
-    own, headers = dict(message.properties), message.headers
+def _parked(message: Any, queue: str, known: str, why: Why) -> Any:
+    """The copy. An expiry would go on while it is parked; and what has no id that could be read gets one meanwhile."""
+    own, headers = dict(message.properties), message.headers or {}
     due_later = "retrying" if headers.get("retries") else "scheduled"
     kept = {
         "expiration": own.pop("expiration", None),
@@ -145,6 +147,7 @@ def _parked(message: Any, queue: str, why: Why) -> Any:
         "state": "waiting" if headers.get("eta") is None else due_later,
         "owner": why.owner,
         "reason": why.reason,
+        **({} if known else {"id": f"unreadable-{uuid4()}"}),
     }
     own.update(application_headers={**headers, _KEPT: json.dumps(kept)}, delivery_mode=2)
     return amqp.Message(message.backstep_body, **own)
