@@ -15,7 +15,13 @@ import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import GATES_BOOK
-from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import EXECUTING, PARKED, WAITING, Engine
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
+    EXECUTING,
+    PARKED,
+    WAITING,
+    Engine,
+    Selection,
+)
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate, passes
@@ -173,3 +179,27 @@ def test_a_task_that_has_failed_is_held_when_it_is_tried_again(engine: Engine, w
     wait_for("it is parked", lambda: engine.task_ids("mail", PARKED, 10).ids == (task_id(1),))
     assert (workers.executions(1)[0], engine.parked_by(QUEUES)) == (1, {f"gate {failing}"})
     assert workers.stop(name) == 0
+
+
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, client: redis.Redis, tmp_path: Path
+) -> None:
+    unreadable = (b"{\x80bad", b"[1", b"{")
+    workers.enqueue("mail", 8, 0)  # its end brings the next one
+    for number, raw in enumerate(unreadable):
+        workers.enqueue("mail", number, 0)
+        client.hset(f"bull:mail:{task_id(number)}", "data", raw)
+    before = [client.hgetall(f"bull:mail:{task_id(number)}") for number in range(3)]
+    name = workers.start(NAME, QUEUES)
+    workers.enqueue("mail", 9, 0)
+    wait_for("the next one is done", lambda: workers.executions(9) == (1, 1))
+    assert workers.executions(8) == (1, 1)
+    assert engine.task_ids("mail", PARKED, 10).ids == tuple(map(task_id, range(3)))
+    assert client.hgetall("backstep:bullmq:parked:mail:why") == {name.encode(): b"the worker's release can't read it"}
+    workers.stop_all()
+    assert engine.replay(QUEUES, Selection(states=(PARKED,))).count == 3
+    assert workers.order("mail") == list(map(task_id, range(3)))
+    after = [client.hgetall(f"bull:mail:{task_id(number)}") for number in range(3)]
+    assert [{**job, b"ats": b"0"} for job in after] == [{**job, b"ats": b"0"} for job in before]
+    (log,) = tmp_path.glob("mail_*.log")
+    assert "SyntaxError" not in log.read_text("utf-8")

@@ -136,6 +136,25 @@ def test_an_unknown_task_that_may_not_be_parked_is_the_programs(
     wait_for("it has failed", lambda: engine.workers()[0].failed == 1)
 
 
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, node: RabbitBroker
+) -> None:
+    name = workers.start(NAME, QUEUES)
+    sent = [(f"{number}", raw) for number, raw in enumerate((b"[1", b"\x80\xff", b""))]
+    with pika.BlockingConnection(pika.URLParameters(node.amqp_url)) as connection:
+        for known, raw in sent:
+            connection.channel().basic_publish("", "mail", raw, pika.BasicProperties(type=TASK, message_id=known))
+    workers.enqueue("mail", 9, 0)
+    wait_for("the next one is done", lambda: workers.executions(9) == (1, 1))
+    assert parked(engine) == ("0", "1", "2")
+    lying = lying_in(node.amqp_url, "backstep.parked.mail")
+    kept = [json.loads(properties.headers["backstep-kept"]) for properties, _body in lying]
+    assert {(one["owner"], one["reason"]) for one in kept} == {(name, "the worker's release can't read it")}
+    assert workers.stop(name) == 0
+    assert engine.replay(QUEUES, Selection(states=(PARKED,))).count == 3
+    assert [(properties.message_id, body) for properties, body in lying_in(node.amqp_url, "mail")] == sent
+
+
 def test_a_gate_is_kept_to_while_a_long_task_is_executed(engine: Engine, workers: Workers) -> None:
     workers.start(NAME, ["mail", "other"])
     workers.enqueue("mail", 1, 60)
@@ -156,7 +175,7 @@ def test_messages_come_back_as_they_were_sent(engine: Engine, workers: Workers, 
     with pika.BlockingConnection(pika.URLParameters(workers.client_url)) as connection:
         channel = connection.channel()
         for queue in ("mail", "other"):
-            channel.basic_publish("", queue, bytes(range(256)), sent)
+            channel.basic_publish("", queue, b'[ 1e9,  "\\u00e4" ]', sent)
         channel.basic_publish("", "mail", b"[]", pika.BasicProperties(type=UNKNOWN_TASK))
     wait_for("all are parked", lambda: [state.parked for state in engine.queue_states(["mail", "other"])] == [2, 1])
     assert engine.parked_by(["mail", "other"]) == {f"gate {TASK}", name}
@@ -166,6 +185,6 @@ def test_messages_come_back_as_they_were_sent(engine: Engine, workers: Workers, 
     workers.stop_all()
     assert engine.replay(["mail", "other"], Selection(states=(PARKED,))).count == 3
     (first, body), (second, _body) = lying_in(node.amqp_url, "mail")
-    assert (vars(first), body) == (vars(sent), bytes(range(256)))
+    assert (vars(first), body) == (vars(sent), b'[ 1e9,  "\\u00e4" ]')
     assert (second.type, bool(second.message_id)) == (UNKNOWN_TASK, True)  # it had no id, by which it could be moved
     assert [properties.message_id for properties, _body in lying_in(node.amqp_url, "other")] == ["ä-1"]

@@ -32,6 +32,7 @@ from tests.support.streams_bench import Workers
 
 NAME = "mail/1.0-a/w1/1"
 QUEUES = ["mail"]
+UNREADABLE = (b"[1", b"\x80\xff", b"")
 
 
 @pytest.fixture
@@ -123,6 +124,24 @@ def test_what_is_not_understood_holds_and_what_is_not_known_is_parked_as_such(
     wait_for("both are parked", lambda: parked(engine) == (task_id(1), task_id(2)))
     assert engine.parked_by(QUEUES) == {f"gate {TASK}", name}
     assert (list(engine.gated(QUEUES, TASK)), engine.gated(QUEUES, UNKNOWN_TASK)) == ([task_id(1)], {})
+
+
+def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
+    engine: Engine, workers: Workers, client: redis.Redis
+) -> None:
+    workers.start(NAME, QUEUES)
+    named = {b"task": TASK.encode()}
+    sent = [{**named, b"id": str(number).encode(), b"arguments": raw} for number, raw in enumerate(UNREADABLE)]
+    for fields in sent:
+        client.xadd("mail", fields)
+    workers.enqueue("mail", 9, 0)
+    wait_for("the next one is done", lambda: workers.executions(9) == (1, 1))
+    assert parked(engine) == ("0", "1", "2")
+    (why,) = client.hvals("backstep:streams:parked:mail:why")
+    assert why == b"the worker's release can't read it"
+    workers.stop_all()
+    assert engine.replay(QUEUES, Selection(states=(PARKED,))).count == 3
+    assert [fields for _entry, fields in client.xrange("mail")][-3:] == sent
 
 
 def test_a_worker_whose_stream_others_read_too_takes_nothing_from_them(

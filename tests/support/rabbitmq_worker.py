@@ -99,7 +99,7 @@ def take(_channel: Any, method: Any, message: Any, body: bytes) -> None:
     deliveries.append((method, message, body))
 
 
-gates = Gates(broker, parameters, note, lambda: stopping, TASKS)
+gates = Gates(broker, parameters, note, lambda: stopping, TASKS, json.loads)
 for queue in QUEUES:
     channel.queue_declare(queue, durable=True)
 note()

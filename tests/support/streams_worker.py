@@ -26,8 +26,15 @@ TASKS = {
 stopping: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
 
-broker: Any = redis.Redis.from_url(os.environ["REDIS_URL"], client_name=NAME, decode_responses=True)
-gates = Gates(broker, lambda: stopping, TASKS)
+
+def arguments(fields: dict[str, str]) -> list[Any]:
+    found: list[Any] = json.loads(fields.get("arguments", "[]"))
+    return found
+
+
+any_bytes = {"decode_responses": True, "encoding_errors": "surrogateescape"}
+broker: Any = redis.Redis.from_url(os.environ["REDIS_URL"], client_name=NAME, **any_bytes)
+gates = Gates(broker, lambda: stopping, TASKS, reads=arguments)
 for queue in QUEUES:
     with contextlib.suppress(redis.ResponseError):  # it is there
         broker.xgroup_create(queue, "workers", id="0", mkstream=True)
@@ -51,7 +58,7 @@ while not stopping:
             continue  # it is parked
         outcome = "finished"
         try:
-            TASKS[fields["task"]](*json.loads(fields.get("arguments", "[]")))
+            TASKS[fields["task"]](*arguments(fields))
         except Exception as error:  # noqa: BLE001  # whatever it is, the task has failed
             outcome = "failed"
             print(f"{entry} failed: {error!r}", flush=True)

@@ -3,7 +3,8 @@
 // Has BullMQ's workers keep gates: the app's own program requires this file, which each release gets, and makes its
 // workers of the class that `keepingGates` makes of BullMQ's own; docs/engines.md shows it.
 //
-// What a gate holds is parked as `task_move` does that, in the same step in which it ceases to be the worker's. The line
+// What a gate holds is parked as `task_move` does that, in the same step in which it ceases to be the worker's; and so
+// is a task that isn't the JSON which BullMQ reads, unless `PARK_UNKNOWN_TASKS: "no"` in `pool_env` says not to. The line
 // of a task's gate is asked for whenever there is a task, which a worker tells as `fresh`, by queue, in the hash
 // `backstep:bullmq:worker:<name>`. It tells nothing, and keeps no gates, with `KEEP_GATES: "no"` in `pool_env`, where
 // its user may not read them, and with a client of Redis that isn't ioredis.
@@ -14,22 +15,23 @@ const REST_MS = 1000;
 const TOLD_SECONDS = 86400;
 const CANARY = 'backstep-canary-';
 const CHANGED = 2; // what the script says when the gate says something else by now
+const UNREADABLE = "the worker's release can't read it";
 const MAY_READ = "return redis.call('HGET', KEYS[1], '')";
 // KEYS: one of the queue's. ARGV: how the queue's keys begin, how Backstep's do, queue, id, the worker's token, owner,
-// reason, name of the gate, its line -> 1 when it is parked, 0 when it isn't this worker's any more, 2 when the gate says
+// reason, name of the gate or "", its line -> 1 when it is parked, 0 when it isn't this worker's any more, 2 when the gate says
 // something else. What may be refused is done first. It goes back to the front of what waits, of its priority.
 const PARK = `
 local base, ours, queue, id, gate = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[8]
 local job, parked = base .. id, ours .. 'parked:' .. queue
 if redis.call('GET', job .. ':lock') ~= ARGV[5] then return 0 end
-if redis.call('HGET', ours .. 'book:gates', gate) ~= ARGV[9] then return 2 end
+if gate ~= '' and redis.call('HGET', ours .. 'book:gates', gate) ~= ARGV[9] then return 2 end
 local priority = tonumber(redis.call('HGET', job, 'priority') or '') or 0
 local order = redis.call('HINCRBY', parked .. ':order', '', 1)
 local from = priority > 0 and string.format('prioritized:%.0f', priority * 4294967296 + order % 4294967296) or 'wait:'
 redis.call('ZADD', parked, order, id)
 redis.call('HSET', parked .. ':from', id, from)
 redis.call('HSET', parked .. ':why', ARGV[6], ARGV[7])
-redis.call('HSET', ours .. 'gated:' .. gate, id, order)
+if gate ~= '' then redis.call('HSET', ours .. 'gated:' .. gate, id, order) end
 redis.call('HDEL', job, 'processedOn', 'pb')
 if redis.call('HEXISTS', job, 'ats') == 1 then redis.call('HINCRBY', job, 'ats', -1) end
 redis.call('LREM', base .. 'active', 1, id)
@@ -89,11 +91,16 @@ function rest() {
   return new Promise((resolve) => setTimeout(resolve, REST_MS));
 }
 
+function isOff(name) {
+  return ['no', 'false', '0'].includes((process.env[name] || 'yes').toLowerCase());
+}
+
 function keepingGates(Worker) {
-  if (['no', 'false', '0'].includes((process.env.KEEP_GATES || 'yes').toLowerCase())) return Worker;
+  if (isOff('KEEP_GATES') && isOff('PARK_UNKNOWN_TASKS')) return Worker;
 
   return class extends Worker {
     async run() {
+      if (isOff('KEEP_GATES')) this.keepsGates = false;
       this.gatesTold = this.tellOfGates();
       await this.gatesTold;
       return this.closing ? undefined : super.run();
@@ -110,6 +117,39 @@ function keepingGates(Worker) {
     // BullMQ 5 asks for the next task after one that lies elsewhere, also when it is being closed.
     moveToActive(...more) {
       return this.closing && this.hasLeft ? Promise.resolve(undefined) : super.moveToActive(...more);
+    }
+
+    // BullMQ itself would leave it active, have it stall and be taken again, and fail it in the end.
+    async nextJobFromJobData(data, id, token) {
+      if (data && !isOff('PARK_UNKNOWN_TASKS') && this.isUnreadable(data, id) && (await this.isParkedUnread(id, token))) {
+        return undefined;
+      }
+      return super.nextJobFromJobData(data, id, token);
+    }
+
+    isUnreadable(data, id) {
+      try {
+        this.createJob(data, id);
+        return false;
+      } catch (error) {
+        return error instanceof SyntaxError;
+      }
+    }
+
+    async isParkedUnread(id, token) {
+      try {
+        await this.park(await this.redis(), id, token, process.env.BACKSTEP_WORKER || '', UNREADABLE, '', '');
+        console.error(`Task ${id} is parked: ${UNREADABLE}`);
+        return true;
+      } catch (error) {
+        console.error(`Task ${id}, which this release can't read, isn't parked: ${kind(error)}`);
+        return false;
+      }
+    }
+
+    park(redis, id, token, ...why) {
+      const base = `${this.qualifiedName}:`;
+      return redis.eval(PARK, 1, `${base}active`, base, this.ours, this.name, id, token, ...why);
     }
 
     async redis() {
@@ -166,9 +206,7 @@ function keepingGates(Worker) {
       const line = await redis.hget(`${this.ours}book:gates`, job.name);
       const why = whyHeld(line, job.id);
       if (!why) return undefined;
-      const base = `${this.qualifiedName}:`;
-      const task = [base, this.ours, this.name, job.id, token, `gate ${job.name}`, why, job.name, line];
-      const answer = await redis.eval(PARK, 1, `${base}active`, ...task);
+      const answer = await this.park(redis, job.id, token, `gate ${job.name}`, why, job.name, line);
       if (answer === 1) console.error(`Task ${job.id} of ${job.name} is parked: ${why}`);
       return answer;
     }

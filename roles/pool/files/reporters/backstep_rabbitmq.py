@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Collection
 from typing import Any, Callable
 
-from backstep_gates import UNKNOWN, keeps_gates, owner, parks_unknown_tasks, why_held
+from backstep_gates import UNKNOWN, UNREADABLE, keeps_gates, owner, parks_unknown_tasks, why_held
 from backstep_pika import Copies, GateFollower, connect, parked
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
@@ -38,6 +38,7 @@ class Gates:
         note: Callable[[], object],
         stopping: Callable[[], object],
         tasks: Collection[str] | None = None,
+        reads: Callable[[bytes], object] | None = None,
     ) -> None:
         """Read the book of gates, which may take some seconds.
 
@@ -47,9 +48,10 @@ class Gates:
         :param stopping: whether the worker is to end.
         :param tasks: names of the tasks that the worker can execute; others are parked. ``None``: execute whatever
             there is.
+        :param reads: raises whatever it likes where the worker can't read a message's body; such are parked.
         """
         self._broker, self._parameters, self._note, self._stopping = broker, parameters, note, stopping
-        self._tasks = tasks if parks_unknown_tasks() else None
+        self._tasks, self._reads = (tasks, reads) if parks_unknown_tasks() else (None, None)
         self._name = os.environ.get("BACKSTEP_WORKER", "")
         self._copies, self._book = Copies(parameters), GateFollower()
         self._reading: Any = None
@@ -91,12 +93,12 @@ class Gates:
         if (message.headers or {}).get("backstep_canary"):
             return False
         task, known = message.type or "", message.message_id or ""
-        is_unknown = self._tasks is not None and task not in self._tasks
+        lack = self._lack(task, body)
         why, line, waits = "", None, False
         while not self._stopping():
             try:
-                if is_unknown:
-                    self._park(queue, message, body, self._name, UNKNOWN)
+                if lack:
+                    self._park(queue, message, body, self._name, lack)
                     break
                 # Also once more when no answer came: until there is one, it may be parked and must not be executed.
                 if why and self._is_parked(task, line, queue, message, body, owner(task), why):
@@ -106,8 +108,8 @@ class Gates:
                 if not why:
                     return False
             except Exception as error:  # noqa: BLE001  # whatever it is, it is no reason to execute it
-                if is_unknown and isinstance(error, ChannelClosedByBroker):
-                    _log.warning("Task %s, which this release doesn't know, may not be parked.", known)
+                if lack and isinstance(error, ChannelClosedByBroker):
+                    _log.warning("Task %s, which this release can't execute, may not be parked.", known)
                     return False
                 if not waits:
                     # Only its kind: the text could hold the broker's password.
@@ -117,8 +119,19 @@ class Gates:
         else:
             return True
         channel.basic_ack(method.delivery_tag)
-        _log.warning("Task %s of %s is parked: %s", known, task, UNKNOWN if is_unknown else why)
+        _log.warning("Task %s of %s is parked: %s", known, task, lack or why)
         return True
+
+    def _lack(self, task: str, body: bytes) -> str:
+        """Why the release can't execute it; "" where it can."""
+        if self._tasks is not None and task not in self._tasks:
+            return UNKNOWN
+        try:
+            if self._reads is not None:
+                self._reads(body)
+        except Exception:  # noqa: BLE001  # whatever it is, the task's arguments can't be had
+            return UNREADABLE
+        return ""
 
     def _is_parked(self, task: str, line: str | None, *what: Any) -> bool:
         """Park it, unless the book says something else now."""

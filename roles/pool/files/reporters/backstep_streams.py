@@ -18,7 +18,7 @@ import threading
 from collections.abc import Collection, Mapping
 from typing import Any, Callable
 
-from backstep_gates import UNKNOWN, keeps_gates, owner, parks_unknown_tasks, why_held
+from backstep_gates import UNKNOWN, UNREADABLE, keeps_gates, owner, parks_unknown_tasks, why_held
 from redis.exceptions import RedisError, ResponseError
 
 _OURS = "backstep:streams:"
@@ -66,6 +66,7 @@ class Gates:
         stopping: Callable[[], object],
         tasks: Collection[str] | None = None,
         group: str = "workers",
+        reads: Callable[[Mapping[Any, Any]], object] | None = None,
     ) -> None:
         """Make it before the consumer, so that no consumer is seen that hasn't told yet that it keeps gates.
 
@@ -74,10 +75,11 @@ class Gates:
         :param tasks: names of the tasks that the worker can execute; others are parked. ``None``: execute whatever
             there is.
         :param group: of the consumer, on each of its streams.
+        :param reads: raises whatever it likes where the worker can't read an entry, given its fields; such are parked.
         :raises RedisError: Redis can't be asked.
         """
         self._broker, self._stopping, self._group = broker, stopping, group
-        self._tasks = tasks if parks_unknown_tasks() else None
+        self._tasks, self._reads = (tasks, reads) if parks_unknown_tasks() else (None, None)
         self._name = os.environ.get("BACKSTEP_WORKER", "")
         self._rest = threading.Event()
         self._keeps_gates = keeps_gates() and self._may_read()
@@ -107,7 +109,10 @@ class Gates:
         waits = False
         while True:
             try:
-                return self._is_unknown(task, taken, whole) or (self._keeps_gates and self._is_held(task, taken, whole))
+                why = self._lack(task, fields)
+                if why and self._is_left(why, taken, whole):
+                    return True
+                return self._keeps_gates and self._is_held(task, taken, whole)
             except RedisError as error:
                 # Only its kind: the text could hold the broker's password.
                 if not waits:
@@ -117,16 +122,25 @@ class Gates:
                     raise
                 self._rest.wait(_REST_SECONDS)
 
-    def _is_unknown(self, task: str, taken: tuple[str, ...], whole: list[Any]) -> bool:
-        if self._tasks is None or task in self._tasks:
-            return False
+    def _lack(self, task: str, fields: Mapping[Any, Any]) -> str:
+        """Why the release can't execute it; "" where it can."""
+        if self._tasks is not None and task not in self._tasks:
+            return UNKNOWN
         try:
-            self._park(taken, (self._name, UNKNOWN, "", ""), whole)
+            if self._reads is not None:
+                self._reads(fields)
+        except Exception:  # noqa: BLE001  # whatever it is, the task's arguments can't be had
+            return UNREADABLE
+        return ""
+
+    def _is_left(self, why: str, taken: tuple[str, ...], whole: list[Any]) -> bool:
+        try:
+            self._park(taken, (self._name, why, "", ""), whole)
         except ResponseError as error:
             kind = type(error).__name__
-            _log.warning("Task %s, which this release doesn't know, can't be parked: %s", taken[-1], kind)
+            _log.warning("Task %s, which this release can't execute, can't be parked: %s", taken[-1], kind)
             return False
-        _log.warning("Task %s of %s is parked: %s", taken[-1], task, UNKNOWN)
+        _log.warning("Task %s is parked: %s", taken[-1], why)
         return True
 
     def _is_held(self, task: str, taken: tuple[str, ...], whole: list[Any]) -> bool:
