@@ -131,6 +131,9 @@ def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
     assert [workers.executions(number) for number in range(4)] == [(1, 1)] * 4
     assert client.hgetall("backstep:dramatiq:parked:mail:why") == {name.encode(): b"the worker's release can't read it"}
     assert set(engine.task_ids("mail", PARKED, 20).ids) == ids
+    assert {(one.state, one.task, one.count) for one in engine.named_tasks(QUEUES)} == {
+        (PARKED, None, 8), (PARKED, "work", 2)
+    }  # fmt: skip
     wait_for("all are acknowledged", lambda: client.keys("dramatiq:__acks__.*") == [])
     assert [(worker.finished, worker.failed) for worker in engine.workers()] == [(5, 0)]
     workers.stop_all()

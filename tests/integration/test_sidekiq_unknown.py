@@ -130,6 +130,7 @@ def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
     assert not client.keys("backstep:sidekiq:held:*") + client.keys("retry") + client.keys("dead")
     ids = engine.task_ids("mail", PARKED, 10).ids
     assert all(known.startswith("unreadable-") for known in ids)
+    assert [(one.state, one.task, one.count) for one in engine.named_tasks(QUEUES)] == [(PARKED, None, 5)]
     assert engine.replay(QUEUES, Selection(states=(PARKED,), ids=ids[:1])).count == 1
     assert engine.replay(QUEUES, Selection(states=(PARKED,), limit=1)).count == 1
     assert engine.replay(QUEUES, ONLY_PARKED).count == 3
