@@ -21,10 +21,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._hook_args import
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_defaults
 from ansible_collections.backstep.workers.plugins.module_utils._queue.url import for_workers, without_secrets
+from ansible_collections.backstep.workers.plugins.module_utils._queue_args import queue_groups
 from ansible_collections.backstep.workers.plugins.module_utils._release_args import (
     RELEASE_OPTIONS,
     manifest_of,
-    queue_groups,
     words,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput

@@ -25,6 +25,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout import (
     observing,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import record as records
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.answers import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import by_rule
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import stands
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError, BadInput
@@ -349,8 +350,8 @@ class ActionModule(ActionBase):
 
 def _silent(answers: dict[str, Optional[dict[str, Any]]], broker: dict[str, Any]) -> list[str]:
     """Who gave no answer."""
-    hosts = [host for host, answer in answers.items() if fleet.failure_of(answer, "pool_state")]
-    return hosts + (["the broker"] if fleet.failure_of(broker, "queues") else [])
+    hosts = [host for host, answer in answers.items() if failure_of(answer, "pool_state")]
+    return hosts + (["the broker"] if failure_of(broker, "queues") else [])
 
 
 def _care(params: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import notices
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.answers import failure_of
 from ansible_collections.backstep.workers.plugins.plugin_utils import notifying
 from ansible_collections.backstep.workers.plugins.plugin_utils.answering import NoAnswer, let_go_of_clients, time_limit
 

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from ._queue.engine import Engine, unique
 from ._queue.table import open_engine
-from ._release_args import queue_groups
+from ._queue_args import queue_groups
 from ._rollout.errors import BadInput
 
 BROKER_OPTIONS: dict[str, Any] = {

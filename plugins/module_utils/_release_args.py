@@ -12,6 +12,7 @@ from ._hook_args import HOOK_OPTIONS, hooks_of
 from ._host.layout import Spec
 from ._host.manifest import COMMAND, PYTHON, engine_arguments
 from ._host.store import Content
+from ._queue_args import queue_groups
 from ._rollout.errors import BadInput
 from ._scheduler_args import SCHEDULER_OPTIONS, scheduler_of
 
@@ -81,21 +82,6 @@ RELEASE_OPTIONS: dict[str, Any] = {
         },
     },
 }
-
-
-def queue_groups(queues: list[Any]) -> list[list[str]]:
-    """The queues as one list per kind of worker process.
-
-    :raises BadInput: none, an empty name, or a name with white space or commas.
-    """
-    groups = [[str(name) for name in item] if isinstance(item, list) else [str(item)] for item in queues]
-    names = [name for group in groups for name in group]
-    if not groups or any(not group for group in groups):
-        raise BadInput("pool_queues names no queue.", left="Nothing was changed.")
-    for name in names:
-        if not name or any(character.isspace() or character in ',{}"' for character in name):
-            raise BadInput(f"The queue name {name!r} can't be used.", left="Nothing was changed.")
-    return groups
 
 
 def words(command: Any) -> list[str]:

@@ -159,13 +159,13 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     open_broker,
     queue_names,
 )
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._queue.observer import Observer
 from ansible_collections.backstep.workers.plugins.module_utils._queue.proving import Proof, Trial
-from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
+from ansible_collections.backstep.workers.plugins.module_utils._queue_args import queue_groups
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rates import tally
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import Limits, judge
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 POLL_SECONDS = 0.2
 

@@ -12,7 +12,7 @@ from typing import Any, Optional
 from ansible_collections.backstep.workers.plugins.module_utils._hook_args import hooks_of
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import unique
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import worker_times
-from ansible_collections.backstep.workers.plugins.module_utils._release_args import queue_groups
+from ansible_collections.backstep.workers.plugins.module_utils._queue_args import queue_groups
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import alerts, fleet, schedulers
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.dying import require_dead
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.hook_steps import AFTER_SWITCH, BEFORE_CONFIRM

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.answers import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BadInput
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.observing import BEGINNINGS
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import DEPLOY, ROLLBACK
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.verdict import BAD, GOOD, UNKNOWN

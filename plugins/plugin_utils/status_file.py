@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.backstep.workers.plugins.module_utils._host.files import write_file
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.answers import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.drills import last_drill
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import refused_by_system
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import failure_of
 
 SCHEMA = 1
 # Of what a host tells: all but the events of its journal, which are the report's.

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.alerts import Alert
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.answers import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.drills import drill_sentence, last_drill
-from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan, failure_of
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.fleet import FleetPlan
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.names import utc
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.notices import lines as notice_lines
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import describe_owner

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._rollout import fleet
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.answers import failure_of
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import (
     BadInput,
     HostUnfit,
@@ -68,7 +69,7 @@ def deploy(answers: dict[str, Any], **options: Any) -> FleetPlan:
     ],
 )
 def test_an_answer_counts_only_with_what_was_asked_for(given_answer: dict[str, Any] | None, why: str) -> None:
-    assert fleet.failure_of(given_answer, "release") == why
+    assert failure_of(given_answer, "release") == why
 
 
 def test_hosts_that_answer_badly_are_named_by_what_is_wrong() -> None:

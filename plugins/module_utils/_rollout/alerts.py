@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Optional
 
+from .answers import Answer, failure_of, require_answers
 from .errors import BadInput, HostUnfit
-from .fleet import Answer, FleetPlan, failure_of, require_answers
+from .fleet import FleetPlan
 from .masking import mask
 from .names import utc
 from .pool_state import BAD, ROLLBACK

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
+from .answers import Answer, failure_of, require_answers
 from .drills import LATE
 from .errors import DrillRefused
-from .fleet import Answer, failure_of, home, require_answers
+from .fleet import home
 from .pool_state import DEPLOY, GOOD
 from .verdict import BAD
 from .verdict import GOOD as WELL

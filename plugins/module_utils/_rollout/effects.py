@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
+from .answers import Answer, failure_of
 from .errors import BadInput, BrokerRefused
-from .fleet import Answer, failure_of
 
 PARK = "park"
 GATE = "gate"

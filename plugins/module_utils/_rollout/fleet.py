@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
+from .answers import Answer, failure_of, name_hosts, require_answers, require_none
 from .barriers import refusal
 from .errors import BadInput, HostUnfit, LeaseHeld, NoGoodRelease
 from .hooks import Hooks, seconds_of
@@ -21,8 +22,6 @@ from .routes import is_tagged
 from .rules import describe_owner
 from .schedulers import has_own_scheduler, require_no_move, scheduler_of
 from .waves import Consumers, hold_minimum, waves
-
-Answer = Mapping[str, Any]
 
 
 @dataclass
@@ -57,43 +56,6 @@ class FleetPlan:
         return bool(self.hosts or self.unfinished)
 
 
-def failure_of(answer: Optional[Answer], key: str) -> str:
-    """Why a step did not give its answer, or "" when it did (``key`` is what a good answer has)."""
-    if answer is None:
-        return "gave no answer"
-    if answer.get("unreachable"):
-        return f"unreachable: {answer.get('msg', 'no answer')}"
-    if key in answer and not answer.get("error"):
-        return ""
-    return str(answer.get("msg") or answer.get("module_stderr") or "failed without a message")
-
-
-def require_answers(answers: Mapping[str, Optional[Answer]], key: str) -> None:
-    """Refuse to begin unless every host has answered well.
-
-    :raises HostUnfit: lists the hosts by what is wrong with them.
-    """
-    failures: dict[str, list[str]] = {}
-    for host, answer in answers.items():
-        why = failure_of(answer, key)
-        if why:
-            failures.setdefault(why, []).append(host)
-    _require_none(failures, len(answers))
-
-
-def _require_none(failures: Mapping[str, list[str]], total: int) -> None:
-    if failures:
-        lines = [f"{_names(hosts, total)}: {why}" for why, hosts in failures.items()]
-        names = sorted(host for hosts in failures.values() for host in hosts)
-        raise HostUnfit("The rollout was not begun. " + " | ".join(lines), hosts=names)
-
-
-def _names(hosts: Sequence[str], total: int) -> str:
-    if len(hosts) == total and total > 1:
-        return f"all {total} hosts"
-    return ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
-
-
 def left_out(
     whole: Collection[str],
     playing: Collection[str],
@@ -118,16 +80,16 @@ def left_out(
     unknown = sorted(set(skip) - set(whole))
     if unknown or set(playing) <= set(skip):
         raise BadInput(
-            f"pool_skip names {_names(unknown, 0)}, which the pool doesn't have."
+            f"pool_skip names {name_hosts(unknown, 0)}, which the pool doesn't have."
             if unknown
             else "pool_skip leaves no host.",
             left="Nothing was changed.",
-            next_step=f"The pool's hosts are: {_names(sorted(whole), 0)}.",
+            next_step=f"The pool's hosts are: {name_hosts(sorted(whole), 0)}.",
         )
     missing = sorted(set(whole) - set(playing) - set(skip))
     if missing and not partial:
         raise BadInput(
-            f"--limit leaves out {_names(missing, 0)}, which would leave the pool on two releases.",
+            f"--limit leaves out {name_hosts(missing, 0)}, which would leave the pool on two releases.",
             left="Nothing was changed.",
             next_step=whole_again,
         )
@@ -150,7 +112,7 @@ def require_free(states: Mapping[str, Answer], dead_runs: Collection[str], kind:
         elif kind == "deploy" or lease["kind"] == "rollback":
             held.setdefault(f"{describe_owner(lease['owner'])} for a {lease['kind']}", []).append(host)
     if held:
-        lines = [f"{_names(hosts, len(states))} by {who}" for who, hosts in held.items()]
+        lines = [f"{name_hosts(hosts, len(states))} by {who}" for who, hosts in held.items()]
         seconds = max(float(state["lease"]["expires_in"]) for state in states.values() if state.get("lease"))
         raise LeaseHeld(
             f"The pool is held: {'; '.join(lines)}.",
@@ -217,7 +179,7 @@ def plan_deploy(
         for host, answer in good.items():
             if answer.get("refused"):
                 refused.setdefault(answer["refused"], []).append(host)
-        _require_none(refused, len(answers))
+        require_none(refused, len(answers))
     todo = [] if unfinished else [host for host, answer in good.items() if not _settled_on(answer, release)]
     back_to = {host: home(state) for host, state in states.items()}
     _require_way_back(states, back_to, todo)
@@ -276,7 +238,7 @@ def _require_way_back(states: Mapping[str, Answer], back_to: Mapping[str, Option
             if release and release in problem and "can't be used" in problem:
                 problems.setdefault(problem, []).append(host)
     if problems:
-        lines = [f"{_names(hosts, len(states))}: {problem}" for problem, hosts in problems.items()]
+        lines = [f"{name_hosts(hosts, len(states))}: {problem}" for problem, hosts in problems.items()]
         raise HostUnfit(
             "There would be no way back. " + " | ".join(lines),
             left="Nothing was changed.",
@@ -332,7 +294,7 @@ def plan_rollback(
     barred = [host for host, way in ways.items() if way["needed"] and way.get("barrier")]
     if barred and not cross:
         way = ways[barred[0]]
-        left = f"Nothing was changed: {_names(barred, 0)} would have to cross it."
+        left = f"Nothing was changed: {name_hosts(barred, 0)} would have to cross it."
         raise refusal(way["barrier"], way["target"], left, hosts=barred)
     return FleetPlan(
         kind="rollback",

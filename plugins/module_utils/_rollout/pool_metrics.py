@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from .fleet import failure_of
+from .answers import failure_of
 from .metrics import COUNTER, Metric, Sample, sample
 from .names import parse_worker_name
 

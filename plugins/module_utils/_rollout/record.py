@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
 
+from .answers import Answer, failure_of
 from .errors import RollbackBarrier
-from .fleet import Answer, FleetPlan, failure_of
+from .fleet import FleetPlan
 from .hook_steps import DONE
 from .hooks import NOT_RUN, sentence, verdict_of
 from .names import worker_prefix

@@ -230,7 +230,8 @@ def _failures(broker: Optional[BrokerEvidence], limits: Limits) -> Probe:
         return Probe("failures", UNKNOWN, silence)
     parking = [worker.name for worker in broker.workers if worker.parked]
     if parking and limits.must_know:
-        return Probe("failures", BAD, f"{', '.join(parking)} parked tasks that {limits.release} doesn't know or can't read")
+        what = f"tasks that {limits.release} doesn't know or can't read"
+        return Probe("failures", BAD, f"{', '.join(parking)} parked {what}")
     finished, failed = sum(w.finished for w in broker.workers), [w.failed for w in broker.workers]
     counted = [count for count in failed if count is not None]
     if len(counted) < len(failed):
