@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checks that the arrows of the architecture point one way, by reading imports.
 
-Modules, action and filter plugins -> ``_module``, ``_host``, ``_queue``, ``_awx`` -> ``_rollout``. Below the modules
-only the standard library is imported, except that an engine may import its queue library's client, and what speaks to
-AWX the client of AWX.
+Modules, action and filter plugins -> ``_module``, ``_host``, ``_queue``, ``_awx`` -> ``_rollout``, ``_waiting``. Below
+the modules only the standard library is imported, except that an engine may import its queue library's client, and what
+speaks to AWX the client of AWX.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ PREFIX = ("ansible_collections", "backstep", "workers", "plugins")
 # For each layer of module_utils, the layers that it may import; None stands for files directly in module_utils.
 BELOW: dict[str | None, set[str | None]] = {
     "_rollout": {"_rollout"},
-    "_host": {"_host", "_rollout"},
-    "_queue": {"_queue", "_rollout"},
-    "_awx": {"_awx", "_rollout"},
-    None: {None, "_host", "_queue", "_rollout"},
+    "_waiting": {"_waiting"},
+    "_host": {"_host", "_rollout", "_waiting"},
+    "_queue": {"_queue", "_rollout", "_waiting"},
+    "_awx": {"_awx", "_rollout", "_waiting"},
+    None: {None, "_host", "_queue", "_rollout", "_waiting"},
 }
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from ansible_collections.backstep.workers.plugins.module_utils._broker_args import as_result, open_broker, queue_names
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import RECOVER_SECONDS, WAITING
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 from ansible_collections.backstep.workers.plugins.plugin_utils.host_action import HostAction
 
 _BROKER_SECONDS = 10.0

@@ -9,10 +9,10 @@ import uuid
 from typing import Any
 
 from ._broker_args import moment
-from ._host.clock import until
 from ._queue.engine import DEAD, PARKED, WAITING, Engine, Moved, Selection
 from ._queue.triage import Pace, Replay, Wanted, expiring, groups, listed, park, select, told
 from ._rollout.errors import BadInput
+from ._waiting.deadline import until
 
 DEAD_OPTIONS: dict[str, Any] = {
     "releases": {"type": "list", "elements": "str", "default": []},

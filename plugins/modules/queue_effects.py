@@ -80,10 +80,10 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     open_broker,
     queue_names,
 )
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import end
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import KEPT, OPEN
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:

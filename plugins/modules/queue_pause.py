@@ -105,11 +105,11 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     queue_names,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._effect_args import EFFECT_OPTIONS, unit_in
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import note
 from ansible_collections.backstep.workers.plugins.module_utils._queue.pausing import settle
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import PAUSE
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:

@@ -136,11 +136,11 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
 )
 from ansible_collections.backstep.workers.plugins.module_utils._effect_args import EFFECT_OPTIONS, unit_in
 from ansible_collections.backstep.workers.plugins.module_utils._gate_args import wished
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import note_gates
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import gates, set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import share_of
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:

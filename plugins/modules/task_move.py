@@ -238,7 +238,6 @@ from ansible_collections.backstep.workers.plugins.module_utils._broker_args impo
     queue_names,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._effect_args import EFFECT_OPTIONS, unit_in
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._move_args import (
     DEAD_OPTIONS,
@@ -256,6 +255,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
     WAITING,
     Engine,
 )
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 STATES = {"park": (WAITING, SCHEDULED, RETRYING), "replay": (PARKED,)}
 

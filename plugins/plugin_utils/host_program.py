@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 _UTILS = Path(__file__).resolve().parent.parent / "module_utils"
-_PACKAGES = ("_rollout", "_host")
+_PACKAGES = ("_rollout", "_waiting", "_host")
 _MAIN = "from backstep._host.program import main\n\nraise SystemExit(main())\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

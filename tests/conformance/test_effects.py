@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import ROUTES_BOOK
 from ansible_collections.backstep.workers.plugins.module_utils._queue.effects import (
     Ended,
@@ -23,6 +22,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.routing im
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.effects import KEPT, OPEN, UNDONE, Unit
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.routes import route_of
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 from tests.support.bench import TASK, UNKNOWN_TASK, Bench
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import pytest
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import GATES_BOOK
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     PARKED,
@@ -20,6 +19,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import Gating, gates, set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import GateRefused
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate, passes
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 from tests.conformance.conftest import BENCHES
 from tests.support.bench import FAILING_TASK, TASK, Bench, task_id

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import redis
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import GATES_BOOK
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     EXECUTING,
@@ -25,6 +24,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.engine imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate, passes
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 from tests.support.bench import REPORTERS, TASK, task_id
 from tests.support.bullmq_bench import Workers

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import redis
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine, Selection
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import ENGINES, open_engine
@@ -19,6 +18,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
     BrokerUnreachable,
 )
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 from tests.support.bench import TASK
 from tests.support.bullmq_bench import Workers

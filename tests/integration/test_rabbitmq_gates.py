@@ -12,12 +12,12 @@ from typing import Any
 
 import pika
 import pytest
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import GATES_BOOK
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, Engine, Selection
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 from tests.support.bench import TASK, UNKNOWN_TASK, task_id
 from tests.support.brokers import RabbitBroker

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import ALWAYS_FRESH, GATES_BOOK
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import EXECUTING, PARKED, Engine
 from ansible_collections.backstep.workers.plugins.module_utils._queue.gating import set_gates
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 from rq import Queue
 from rq.serializers import JSONSerializer
 

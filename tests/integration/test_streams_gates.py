@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import redis
-from ansible_collections.backstep.workers.plugins.module_utils._host.clock import Deadline
 from ansible_collections.backstep.workers.plugins.module_utils._queue.books import ALWAYS_FRESH, GATES_BOOK
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import (
     EXECUTING,
@@ -24,6 +23,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._queue.gating imp
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import GateRefused
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.gates import Gate
+from ansible_collections.backstep.workers.plugins.module_utils._waiting.deadline import Deadline
 
 from tests.support.bench import REPORTERS, TASK, UNKNOWN_TASK, task_id
 from tests.support.ledger import balance

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from .._rollout.errors import AwxRefused, BadInput
+from .._waiting.deadline import Deadline
 from .api import Api
 from .kinds import ATTACHED, EXACT, KINDS, differences, fields_of, shown, survey_of
 
@@ -179,15 +179,16 @@ class Applier:
         if stale:
             self.note("fetch", wanted)
             self.api.send("POST", f"projects/{number}/update/", {})
-        deadline = time.monotonic() + float(wanted.get("wait") or 0)
-        while True:
-            status = self.api.get(f"projects/{number}/")["status"]
-            if status in _FETCHED:
-                return
-            if status in _NOT_FETCHED or time.monotonic() > deadline:
-                raise AwxRefused(
-                    f"AWX has not fetched the project {wanted['name']}: {status}.",
-                    left="AWX takes no template before it has.",
-                    next_step="Look at its last update; check the URL, the branch and the credential; run this again.",
-                )
-            time.sleep(_POLL_SECONDS)
+        said: list[str] = []
+
+        def is_decided() -> bool:
+            said.append(self.api.get(f"projects/{number}/")["status"])
+            return said[-1] in (*_FETCHED, *_NOT_FETCHED)
+
+        Deadline(float(wanted.get("wait") or 0)).wait_until(is_decided, _POLL_SECONDS)
+        if said[-1] not in _FETCHED:
+            raise AwxRefused(
+                f"AWX has not fetched the project {wanted['name']}: {said[-1]}.",
+                left="AWX takes no template before it has.",
+                next_step="Look at its last update; check the URL, the branch and the credential; run this again.",
+            )

@@ -17,7 +17,8 @@ from typing import Any
 
 from .._rollout.pool_state import ROLLBACK
 from .._rollout.rules import pre_empts
-from .clock import moment, until
+from .._waiting.deadline import until
+from .clock import moment
 from .host import Host, try_lock
 
 # Whoever looks whether there is a request holds its file for a moment.

@@ -1,18 +1,17 @@
 # SPDX-FileCopyrightText: Backstep contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's own time, and the one way to wait."""
+"""The host's own time."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 from .._rollout.errors import BackstepError
 from .._rollout.rules import Moment
 
-_POLL_SECONDS = 0.1
 _AGAIN_SECONDS = 5.0
 
 
@@ -31,34 +30,6 @@ def moment() -> Moment:
 def uptime() -> float:
     """Seconds since boot, time asleep included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class Deadline:
-    """One absolute point in time that all phases of a wait share, however many there are."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline, never below 0."""
-        return max(0.0, self._end - time.monotonic())
-
-    def wait_until(self, predicate: Callable[[], bool], poll: float = _POLL_SECONDS) -> bool:
-        """Ask ``predicate`` again and again; True as soon as it holds, False when the deadline passes first."""
-        while True:
-            if predicate():
-                return True
-            pause = min(poll, self.left)
-            if pause <= 0:
-                return predicate()
-            time.sleep(pause)
-
-
-def until(seconds: float, predicate: Callable[[], bool], deadline: Optional[Deadline] = None) -> bool:
-    """Wait at most ``seconds`` (and never past ``deadline``) for ``predicate``; whether it came to hold."""
-    return Deadline(min(seconds, deadline.left) if deadline else seconds).wait_until(predicate)
 
 
 def persist(attempt: Callable[[], bool], poll: float) -> None:

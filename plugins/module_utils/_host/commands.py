@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Callable, Optional
 
-from .clock import Deadline
+from .._waiting.deadline import Deadline
 
 # Of what a program says, so many bytes at its end are kept.
 _KEPT = 1 << 16

@@ -13,8 +13,9 @@ from .._rollout.plans import ABORT, KILL, LEAVE, REQUEUE
 from .._rollout.pool_state import Event
 from .._rollout.rules import describe_owner
 from .._rollout.state import last_of
+from .._waiting.deadline import Deadline, until
 from . import asking
-from .clock import Deadline, moment, until, uptime
+from .clock import moment, uptime
 from .commands import kill_process
 from .host import Host
 from .layout import Part

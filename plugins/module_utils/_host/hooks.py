@@ -16,8 +16,9 @@ from .._rollout.masking import hide
 from .._rollout.plans import Action
 from .._rollout.pool_state import PoolState
 from .._rollout.rules import require_switch
+from .._waiting.deadline import Deadline
 from . import asking
-from .clock import Deadline, moment, uptime
+from .clock import moment, uptime
 from .commands import ENDED, NOT_RUN, Outcome, kill_process, plain_environment, run_group
 from .host import Host
 from .layout import Spec, fill_in, worker_environment

@@ -18,8 +18,9 @@ from typing import Any, Optional
 from .._rollout.errors import BackstepError, BadInput, HostUnfit, ReleaseDamaged, StepOutOfOrder
 from .._rollout.pool_state import Event, PoolState
 from .._rollout.rules import require_lease
+from .._waiting.deadline import Deadline
 from . import processes
-from .clock import Deadline, moment
+from .clock import moment
 from .files import free_bytes, read_if_there, write_file
 from .journal import Journal
 from .layout import Layout, Part, Pool, Spec, environment_file, read_link

@@ -15,7 +15,8 @@ from .._rollout.names import worker_prefix
 from .._rollout.observing import of_last_rollout
 from .._rollout.pool_state import DEPLOY, GOOD, STUCK, Draining, PoolState
 from .._rollout.rules import Moment, is_live, rollback_target
-from .clock import Deadline, moment, uptime
+from .._waiting.deadline import Deadline
+from .clock import moment, uptime
 from .draining import still_running
 from .host import Host
 from .layout import SCHEDULER_INDEX, Part

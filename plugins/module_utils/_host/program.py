@@ -16,7 +16,7 @@ from .._rollout.errors import BackstepError, HostUnfit, refused_by_system
 from .._rollout.metrics import render
 from .._rollout.names import utc
 from .._rollout.pool_metrics import host_samples
-from .clock import Deadline
+from .._waiting.deadline import Deadline
 from .comparing import config_lines
 from .files import write_file
 from .host import Host

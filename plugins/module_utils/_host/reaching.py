@@ -8,7 +8,7 @@ import socket
 from typing import Optional
 from urllib.parse import unquote, urlsplit
 
-from .clock import Deadline
+from .._waiting.deadline import Deadline
 from .host import Host
 
 _SECONDS = 3.0

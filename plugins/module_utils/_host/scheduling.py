@@ -10,7 +10,8 @@ from typing import Optional
 
 from .._rollout.names import worker_prefix
 from .._rollout.schedulers import nothing_is_due, seconds_to_hand_over
-from .clock import Deadline, moment, uptime
+from .._waiting.deadline import Deadline
+from .clock import moment, uptime
 from .draining import comes_to_rest, kill
 from .host import Host
 from .layout import SCHEDULER_INDEX, Part

@@ -20,7 +20,8 @@ from .._rollout.errors import (
 from .._rollout.hook_steps import AFTER_ROLLBACK, AFTER_SWITCH, BEFORE_CONFIRM, BEFORE_ROLLBACK, BEFORE_SWITCH
 from .._rollout.plans import Action
 from .._rollout.pool_state import GOING_BACK, RESTORED, ROLLBACK, SWITCHED, SWITCHING, PoolState
-from .clock import moment, until
+from .._waiting.deadline import until
+from .clock import moment
 from .comparing import config_changes
 from .draining import Drained, drain
 from .files import fsync_directory, replace_link

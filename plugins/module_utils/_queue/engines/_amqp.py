@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Optional
@@ -24,6 +23,7 @@ except ImportError:  # ``open_engine`` refuses to go on without it, and says wha
 
 from ..._rollout.errors import BackstepError, BrokerRefused, BrokerUnreachable
 from ..._rollout.masking import scrub
+from ..._waiting.deadline import Deadline
 from ..url import in_words
 from ._amqp_management import Management
 from ._amqp_url import Place, parse
@@ -120,16 +120,13 @@ class AmqpLink:
         :raises BrokerUnreachable: others didn't let go within the time-out.
         """
         name = f"{_LOCK}{what}"
-        end = time.monotonic() + self.timeout
-        while not self._locks(name):
-            if time.monotonic() > end:
-                raise BrokerUnreachable(
-                    f"Somebody else's Backstep has been at work at {self.shown} for more than {self.timeout:.0f} s "
-                    f"(it has the queue {name}).",
-                    left="What waits there is unknown, and nothing is concluded from that.",
-                    next_step="Run again when that has ended.",
-                )
-            time.sleep(_POLL_SECONDS)
+        if not Deadline(self.timeout).wait_until(lambda: self._locks(name), _POLL_SECONDS):
+            raise BrokerUnreachable(
+                f"Somebody else's Backstep has been at work at {self.shown} for more than {self.timeout:.0f} s "
+                f"(it has the queue {name}).",
+                left="What waits there is unknown, and nothing is concluded from that.",
+                next_step="Run again when that has ended.",
+            )
         self._locked += 1
         try:
             yield

@@ -130,6 +130,7 @@ end
 """
 )
 
+
 def _client(broker: Any) -> Any:
     """A client to the broker's Redis that doesn't wait long."""
     theirs = broker.client
