@@ -109,6 +109,7 @@ def test_on_a_host_with_another_release(stand: Stand, tmp_path: Path) -> None:
     assert {"quiet", "disable", "reap"} <= set(names)
 
 
+@pytest.mark.thorough
 def test_on_a_host_that_a_dead_run_left_half_done(stand: Stand, tmp_path: Path) -> None:
     log = tmp_path / "killed"
     variables = {"pool_version": "3", "pool_health": {"bake": 60}}

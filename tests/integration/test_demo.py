@@ -93,8 +93,9 @@ def test_the_demo_goes_as_told(engine: str, kind: str, places: Path, tmp_path: P
     assert left(places) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(SECONDS)
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_stopped_leaves_nothing(number: signal.Signals, places: Path, tmp_path: Path) -> None:
     demo = started(places, tmp_path / "demo")
     assert demo.stdout is not None

@@ -33,7 +33,7 @@ TASKS = 10
 SECONDS = 80.0
 
 
-@pytest.fixture(params=["celery", pytest.param("rq", marks=pytest.mark.thorough)])
+@pytest.fixture(params=["celery", "rq"])
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     """Hosts, a build of the app, and a Redis for the ledger that nobody kills."""
     with a_stand(request.param) as started:
@@ -86,6 +86,7 @@ def drains(stand: Stand) -> int:
     return journal.read_text("utf-8").count('"drain_started"')
 
 
+@pytest.mark.thorough
 def test_a_deploy_whose_drain_loses_its_master_ends_well(stand: Stand, watch: Watch, tmp_path: Path) -> None:
     first = deploy(stand, watch, tmp_path, "1")
     assert first.status == 0, first.output

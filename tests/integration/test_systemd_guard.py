@@ -144,6 +144,7 @@ def test_a_guard_that_can_not_write_its_journal_tries_again_until_it_can(pool: P
     wait_for(f"only {good} to run", lambda: not_only_running(pool, pool.workers, good), timeout=GRACE_SECONDS)
 
 
+@pytest.mark.thorough
 def test_a_rerun_takes_over_from_the_dead_run_at_once(pool: Pool) -> None:
     with under_way(pool, pool_version="2.0") as deploy:
         wait_switched(pool, "2.0", pool.workers)
