@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._host.info import describe_host
 from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors.supervisord import Supervisord
+from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import HostUnfit
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.rules import Moment
 
+from tests.integration import local_pool
 from tests.integration.local_pool import LocalPool
 from tests.support.local_hosts import LocalHost, local_hosts
 from tests.support.servers import wait_for
@@ -66,6 +68,20 @@ def test_each_rollout_has_a_guard_of_its_own_however_fast_they_follow(at: LocalH
     wait_for("no guard is left", lambda: not guards(at, pool))
     assert not pool.open().supervisor.guard_armed()
     assert not list(at.conf_dir.glob(f"backstep-{pool.name}-*guard*"))
+
+
+def test_a_host_that_could_not_run_it_is_refused_before_the_switch(
+    pool: LocalPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor starts it, and would call it started; that it ends at once, nobody would see."""
+    first = pool.deploy("1.0")
+    before = pool.open().program_digest()
+    monkeypatch.setattr(local_pool, "build_host_program", lambda: b"import a_part_of_python_that_is_not_there")
+    pool.lease()
+    with pytest.raises(HostUnfit, match=r"would have no guard: .*a_part_of_python_that_is_not_there"):
+        pool.stage("2.0")
+    assert (pool.open().program_digest(), pool.open().link()) == (before, first)
+    assert [path.name for path in pool.open().layout.program.parent.iterdir()] == ["backstep"]
 
 
 def test_a_confirmation_disarms_it(pool: LocalPool) -> None:

@@ -21,7 +21,8 @@ from .._rollout.rules import require_lease
 from .._waiting.deadline import Deadline
 from . import processes
 from .clock import moment
-from .files import free_bytes, read_if_there, write_file
+from .commands import run
+from .files import free_bytes, fsync_directory, read_if_there, write_file
 from .journal import Journal
 from .layout import Layout, Part, Pool, Spec, environment_file, read_link
 from .store import Store
@@ -29,6 +30,7 @@ from .supervisors.base import Supervisor
 from .supervisors.table import open_supervisor
 
 _LOCK_SECONDS = 20.0
+_PROGRAM_SECONDS = 60.0
 CONTROLLER = "controller"
 
 
@@ -195,9 +197,26 @@ class Host:
         return "" if program is None else hashlib.sha256(program).hexdigest()
 
     def install_program(self, program: bytes) -> None:
-        """Install the host program."""
-        self.layout.program.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.layout.program, program, 0o755)
+        """Install the host program, once it is seen to run: the guard that it is would else fail where nobody looks.
+
+        :raises HostUnfit: this host's Python can't run it; what was installed before stays.
+        """
+        path = self.layout.program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tried = path.with_name(f"{path.name}.new")
+        write_file(tried, program, 0o755)
+        try:
+            done = run([self.pool.python, str(tried), "--help"], timeout=_PROGRAM_SECONDS)
+            if done.code:
+                raise HostUnfit(
+                    f"This host would have no guard: {self.pool.python} can't run the host program: {done.last_words}",
+                    left="Nothing was switched; what was installed before stays.",
+                    next_step="Have Ansible use a whole Python from 3.9 on (ansible_python_interpreter); run again.",
+                )
+            os.replace(tried, path)
+        finally:
+            tried.unlink(missing_ok=True)
+        fsync_directory(path.parent)
 
     def broker_url(self, masked: str) -> Optional[str]:
         """The present URL of a broker, with its secret; None when this host was never told."""
