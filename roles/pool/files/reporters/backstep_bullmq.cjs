@@ -119,20 +119,14 @@ function keepingGates(Worker) {
       return this.closing && this.hasLeft ? Promise.resolve(undefined) : super.moveToActive(...more);
     }
 
-    // BullMQ itself would leave it active, have it stall and be taken again, and fail it in the end.
+    // BullMQ itself would leave it active, have it stall, and take it again.
     async nextJobFromJobData(data, id, token) {
-      if (data && !isOff('PARK_UNKNOWN_TASKS') && this.isUnreadable(data, id) && (await this.isParkedUnread(id, token))) {
-        return undefined;
-      }
-      return super.nextJobFromJobData(data, id, token);
-    }
-
-    isUnreadable(data, id) {
       try {
-        this.createJob(data, id);
-        return false;
+        return await super.nextJobFromJobData(data, id, token);
       } catch (error) {
-        return error instanceof SyntaxError;
+        const isUnreadable = error instanceof SyntaxError && !isOff('PARK_UNKNOWN_TASKS');
+        if (isUnreadable && (await this.isParkedUnread(id, token))) return undefined;
+        throw error;
       }
     }
 
