@@ -24,6 +24,8 @@ _CONTAINER_SCOPE = "containers"
 _LONG = ("tests/faults/", "tests/integration/", "tests/checks/")
 _FAULTS = BUILD / "faults" / "report.md"
 _TRIED = "backstep-faults"
+# Of a failure, said at once; the whole of it is in the summary.
+_LAST_LINES = 30
 _BEGAN = time.time()
 
 set_hypothesis_home_dir(BUILD / "hypothesis")
@@ -90,6 +92,25 @@ def _place(nodeid: str) -> int:
     if _scope(nodeid) == _CONTAINER_SCOPE:
         return 0
     return 1 if nodeid.startswith(_LONG) else 2
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Say at once what has failed: a run that is cut off has no summary."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        config.pluginmanager.register(_AtOnce(terminal))
+
+
+class _AtOnce:
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.ensure_newline()
+            self._terminal.write_line(f"{report.nodeid}: {report.when} failed after {report.duration:.0f} s")
+            self._terminal.write_line("\n".join(report.longreprtext.splitlines()[-_LAST_LINES:]))
 
 
 def pytest_testnodedown(node: Any) -> None:

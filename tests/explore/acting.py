@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.layout impo
 from ansible_collections.backstep.workers.plugins.module_utils._host.store import Content
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import BackstepError
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.pool_state import STUCK
+from ansible_collections.backstep.workers.plugins.module_utils._waiting import deadline
 from ansible_collections.backstep.workers.plugins.plugin_utils import owner
 
 from tests.explore.flow import Run
@@ -99,6 +101,10 @@ class _Time:
         _NOW.monotonic += 10_000.0
 
 
+def _real_sleep(_seconds: float) -> None:
+    pytest.fail("something waits by the real clock: its module's time has to be of paper, too")
+
+
 def _kill(pid: int) -> None:
     host = _NOW.host
     workers = dict(host.facts.workers)
@@ -123,7 +129,9 @@ def on_paper(*mutations: tuple[Any, str, Any]) -> Iterator[None]:
     :param mutations: what else to replace: where, which name, by what.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clock, "time", _Time)
+        for module in (clock, deadline):
+            patch.setattr(module, "time", _Time)
+        patch.setattr(time, "sleep", _real_sleep)
         patch.setattr(clock, "_boot_name", lambda: f"boot-{_NOW.host.facts.boot}")
         patch.setattr(info, "start_of", lambda _pid: (1, 0.0))
         patch.setattr(steps, "replace_link", lambda link, target: link.point(target))
