@@ -21,7 +21,7 @@ COSTS = ("lint", "container", "sanity", "matrix", "molecule")
 # With several processes these are one's alone: hosts in containers at the same time would be slower, not faster.
 _CONTAINERS = ("container", "molecule")
 _CONTAINER_SCOPE = "containers"
-_LONG = ("tests/faults/", "tests/integration/", "tests/checks/")
+_LONG = ("tests/faults/", "tests/integration/", "tests/checks/", "tests/explore/")
 _FAULTS = BUILD / "faults" / "report.md"
 _TRIED = "backstep-faults"
 # Of a failure, said at once; the whole of it is in the summary.
