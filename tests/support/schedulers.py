@@ -19,15 +19,23 @@ def at_work(mark: str, words: tuple[str, ...]) -> dict[int, str]:
 
     One that still waits to become that command has the launcher in front of it, and is none. Reading all processes
     takes a moment, in which one may end and the next begin: of several that were found, those count that still run.
+    Nor is a child of one a second one: until it becomes what it was forked for, it has its parent's command (the
+    croniter of RQ's scheduler asks the program ``file`` something when it is imported; seen with 7.0).
     """
     found = _found(mark, words)
-    return {pid: release for pid, release in found.items() if len(found) == 1 or _runs(pid)}
+    if len(found) == 1:
+        return found
+    parents = {pid: _parent(pid) for pid in found}
+    return {pid: release for pid, release in found.items() if parents[pid] and parents[pid] not in found}
 
 
-def _runs(pid: int) -> bool:
+def _parent(pid: int) -> int:
+    """The parent of a process that still runs; else 0."""
+    process = Path("/proc") / str(pid)
     with suppress(OSError):
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes() != b""
-    return False
+        if (process / "cmdline").read_bytes():
+            return int((process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    return 0
 
 
 def _found(mark: str, words: tuple[str, ...]) -> dict[int, str]:
