@@ -74,6 +74,12 @@ options:
         given back. V(0) keeps all; the last 500 always stay.
     type: float
     default: 0
+  events:
+    description:
+      - How many of the last events of the journal to return in RV(pool_state) when the lease is given back, which saves
+        asking M(backstep.workers.release_info) for them. V(0) returns no RV(pool_state).
+    type: int
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -118,12 +124,18 @@ how:
   type: str
   returned: with O(state=held)
   sample: granted
+pool_state:
+  description: The pool on this host, as RV(backstep.workers.release_info#module:pool_state).
+  type: dict
+  returned: with O(state=released) and O(events)
+  sample: {"current": "2.4.0-3fa9c1d2", "current_state": "good", "events": []}
 """
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.backstep.workers.plugins.module_utils._host.clock import moment
+from ansible_collections.backstep.workers.plugins.module_utils._host.info import describe_host
 from ansible_collections.backstep.workers.plugins.module_utils._host.leasing import cut_journal, give_back, take
 from ansible_collections.backstep.workers.plugins.module_utils._module import run
 from ansible_collections.backstep.workers.plugins.module_utils._pool_args import POOL_OPTIONS, open_host
@@ -146,7 +158,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         )
         if actions and not module.check_mode:
             cut_journal(host, params["journal_days"])
-        return {"changed": bool(actions), "actions": actions, "rollout": params["rollout"]}
+        found = {"pool_state": describe_host(host, events=params["events"])} if params["events"] else {}
+        return {"changed": bool(actions), "actions": actions, "rollout": params["rollout"], **found}
     grant = take(
         host,
         moment(),
@@ -178,6 +191,7 @@ def main() -> None:
             "reason": {"type": "str", "default": ""},
             "observed": {"type": "dict", "default": {}},
             "journal_days": {"type": "float", "default": 0.0},
+            "events": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
