@@ -43,6 +43,7 @@ def test_status_ends_and_names_it(ground: Ground, table: Table, frozen: tuple[st
     table.runs.append(Run("host never answers", "status"))
 
 
+@pytest.mark.thorough
 def test_a_lease_outlives_the_longest_step_of_another_host(ground: Ground) -> None:
     """Otherwise a run that has given a host up would have lost the others."""
     canary = VARIABLES["pool_health"]["canary_timeout"]

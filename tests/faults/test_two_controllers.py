@@ -85,6 +85,7 @@ def test_a_rollback_pre_empts_a_deploy_which_says_that_it_was_superseded(ground:
     enter(ground, table, "two controllers", "rollback during a deploy")
 
 
+@pytest.mark.thorough
 def test_of_two_rollbacks_exactly_one_proceeds(ground: Ground, table: Table) -> None:
     home = ground.current()
     ground.require("deploy", **ground.build())

@@ -128,6 +128,7 @@ def test_a_rollback_closes_gates_and_ends_routes_first_and_keeps_what_it_has_don
     assert set(versions(stand)) == {"1"}
 
 
+@pytest.mark.thorough
 def test_a_retired_name_is_refused_to_gates_and_to_releases(stand: Stand, engine: Engine, tmp_path: Path) -> None:
     """Goes on where the test before has ended."""
     assert set_gate(stand, tmp_path, task=NEW, operation="retire", reason="gone").returncode == 0

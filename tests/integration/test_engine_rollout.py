@@ -82,6 +82,7 @@ def test_a_bad_release_goes_back_and_no_task_is_lost(stand: Stand, tmp_path: Pat
     assert (found.balanced, found.counts()["finished"], found.counts()["duplicated"]) == (True, TASKS, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stand", ["celery"], indirect=True)
 def test_a_drain_that_would_lose_tasks_is_refused_or_foretold(stand: Stand, tmp_path: Path) -> None:
     assert deploy(stand, tmp_path, "1", on_timeout="requeue").status == 0

@@ -186,6 +186,7 @@ def test_a_release_that_can_not_be_undone_is_held_until_a_person_decides(stand: 
     assert (crossed.returncode, current(stand)) == (0, everywhere("1")), crossed.stdout
 
 
+@pytest.mark.thorough
 def test_a_host_that_refuses_the_switch_stays_where_it_is(stand: Stand) -> None:
     """Its stored release is damaged by the time of the switch: it knows of no rollout that it could go back from."""
     assert play(stand, "deploy", pool_version="5", pool_waves=["100%"]).returncode == 0

@@ -74,6 +74,7 @@ def test_so_many_workers_consume_at_every_moment(stand: Stand, tmp_path: Path) -
     assert min(seen) >= LEAST
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_held_is_refused_before_anything_is_touched(stand: Stand, tmp_path: Path) -> None:
     before = set(live_workers(stand))
     played = deploy(stand, tmp_path, "9", pool_min_consuming=len(HOSTS) * PROCESSES - 1)

@@ -155,6 +155,7 @@ def test_a_rerun_takes_over_from_the_dead_run_at_once(pool: Pool) -> None:
     assert on_last_good(pool).startswith("2.0-")
 
 
+@pytest.mark.thorough
 def test_a_host_that_reboots_in_mid_rollout_comes_up_on_the_last_good_release(pool: Pool) -> None:
     good = on_last_good(pool)
     rebooted, _other = pool.workers
