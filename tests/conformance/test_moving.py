@@ -218,6 +218,20 @@ def kill_in_the_middle(bench: Bench, verb: str, far_enough: Callable[[], bool]) 
         mover.communicate(timeout=10)
 
 
+def after_the_kill(bench: Bench, places: Callable[[], Counter[str]], everyone: Counter[str]) -> Counter[str]:
+    """In how many places each task is, once the broker has noticed that the mover is gone.
+
+    RabbitMQ gives back what a connection held when it has seen that it is closed, a moment after the process has ended.
+    Nothing held anything on Redis.
+    """
+
+    def found() -> Counter[str]:
+        seen = places()
+        return seen if seen.keys() == everyone.keys() else Counter()
+
+    return places() if bench.broker == "redis" else wait_for("what the mover held is back", found)
+
+
 def test_a_mover_that_is_killed_loses_nothing_and_a_second_run_finishes(engine: Engine, bench: Bench) -> None:
     ids = bench.fill("mail", 3_000)
     due = [bench.enqueue("mail", 3_000, 0, delay=3600)] if bench.schedules else []
@@ -233,14 +247,14 @@ def test_a_mover_that_is_killed_loses_nothing_and_a_second_run_finishes(engine: 
 
     kill_in_the_middle(bench, "park", lambda: parked() > 100)
     assert 0 < parked() < len(everyone)
-    assert places() == everyone
+    assert after_the_kill(bench, places, everyone) == everyone
     engine.park(["mail"], ALL, "ana", "")
     assert (parked(), bench.order("mail")) == (len(everyone), [])
     assert places() == everyone
 
     kill_in_the_middle(bench, "replay", lambda: parked() < len(everyone) - 100)
     assert 0 < parked() < len(everyone)
-    assert places() == everyone
+    assert after_the_kill(bench, places, everyone) == everyone
     engine.replay(["mail"], ONLY_PARKED)
     assert [known for known in bench.order("mail") if known not in due] == ids
     assert (engine.task_ids("mail", SCHEDULED, 10).ids, parked()) == (tuple(due), 0)
