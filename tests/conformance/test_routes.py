@@ -152,8 +152,8 @@ def test_a_killed_reroute_leaves_each_task_in_one_place(engine: Engine, bench: B
 
     kill_in_the_middle(bench, "reroute", lambda: (engine.queue_states(["other"])[0].waiting or 0) > 100)
     assert 0 < len(bench.order("mail")) < 3000
-    # RabbitMQ can't move in one step: until somebody finishes that, a batch is in both.
     left = after_the_kill(bench, places, everyone)
+    # RabbitMQ can't move in one step: until somebody finishes that, a batch is in both.
     assert left == everyone if bench.broker == "redis" else left.keys() == everyone.keys()
     engine.reroute("mail", "other")
     order = [known for known in bench.order("other") if known != task_id(3000)]

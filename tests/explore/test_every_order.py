@@ -12,7 +12,7 @@ controller does when nothing disturbs it is free; all the rest counts as a distu
 ``depth`` of them are tried. Worlds that nothing can tell apart (``canonical.py``) are visited once. Promises are in
 ``promises.py``.
 
-In a test run the depth is 1, and 2 for what leaves one host alone: about half a minute. ``BACKSTEP_EXPLORE_DEPTH=1``
+In a test run the depth is 1, and 2 for what leaves one host alone: some minutes. ``BACKSTEP_EXPLORE_DEPTH=1``
 (or more) is added to all of them, for a run that may take its time.
 """
 
