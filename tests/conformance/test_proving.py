@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import PARKED, Engine
@@ -16,16 +15,17 @@ from tests.support.brokers import KINDS, Broker
 from tests.support.servers import wait_for
 from tests.support.trials import PREFIX, RELEASE, process, trial
 
+# For what must be decided before the time is up: longer than any test may take.
+ENDLESS = 3600.0
+
 
 def test_canaries_prove_idle_workers_and_leave_nothing(
     engine: Engine, broker: Broker, bench: Bench
 ) -> None:
     names = [bench.start(f"{PREFIX}/{index}", ["mail"]) for index in (1, 2, 3)]
-    began = time.monotonic()
-    proof, verdict = trial(engine, *names)
+    proof, verdict = trial(engine, *names, seconds=ENDLESS)
     assert verdict == "good"
     assert proof.sent >= 3
-    assert time.monotonic() - began < 10
     assert [(worker.finished, worker.failed or 0) for worker in engine.workers()] == [(0, 0)] * 3
     assert not [place for place in broker.contents() if b"backstep-canary" in place]
     assert bench.order("mail") == []
@@ -77,16 +77,12 @@ def test_a_canary_that_another_trial_takes_back_is_proof(engine: Engine, bench: 
 
 def test_the_wrong_queue_is_bad_at_once(engine: Engine, bench: Bench) -> None:
     name = bench.start(f"{PREFIX}/1", ["mial"])
-    began = time.monotonic()
-    assert trial(engine, name, seconds=20)[1] == "bad"
-    assert time.monotonic() - began < 5
+    assert trial(engine, name, seconds=ENDLESS)[1] == "bad"
 
 
 def test_a_canary_that_fails_is_bad(engine: Engine, broker: Broker, bench: Bench) -> None:
     name = bench.start(f"{PREFIX}/1", ["mail"])
-    began = time.monotonic()
-    assert trial(engine, name, canary=bench.named(FAILING_TASK))[1] == "bad"
-    assert time.monotonic() - began < 10
+    assert trial(engine, name, canary=bench.named(FAILING_TASK), seconds=ENDLESS)[1] == "bad"
     assert engine.queue_states(["mail"])[0].dead in (0, None)
     assert engine.workers()[0].failed in (0, None)
 

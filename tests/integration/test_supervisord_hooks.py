@@ -288,7 +288,7 @@ def test_a_release_that_is_damaged_can_still_be_left(pool: LocalPool) -> None:
 
 def test_one_gives_way_to_a_rollback(at: LocalHost, pool: LocalPool) -> None:
     good = first(pool)
-    pool.hooks = {"after_switch": [{"command": [*HOOK, "hang"], "timeout": 50}]}
+    pool.hooks = {"after_switch": [{"command": [*HOOK, "hang"], "timeout": 500}]}
     release = switched(pool)
     runner = run_hook_elsewhere(at, pool, release)
     wait_for("it has begun", lambda: ran(pool))
@@ -296,7 +296,7 @@ def test_one_gives_way_to_a_rollback(at: LocalHost, pool: LocalPool) -> None:
     pool.back()
     pool.confirm(good)
     runner.wait(15)
-    assert [(event["outcome"], event["seconds"] < 50) for event in noted(pool)] == [("timeout", True)]
+    assert [(event["outcome"], event["seconds"] < 500) for event in noted(pool)] == [("timeout", True)]
     assert not alive(pool)
 
 
