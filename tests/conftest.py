@@ -21,7 +21,11 @@ COSTS = ("lint", "container", "sanity", "matrix", "molecule")
 # With several processes these are one's alone: hosts in containers at the same time would be slower, not faster.
 _CONTAINERS = ("container", "molecule")
 _CONTAINER_SCOPE = "containers"
-_LONG = ("tests/faults/", "tests/integration/", "tests/checks/", "tests/explore/")
+# How a run with several processes spends its time: playbooks and checks compute, brokers and workers are waited for.
+_CONTAINED, _COMPUTING, _WAITING, _SHORT = range(4)
+_COMPUTE = ("tests/faults/", "tests/checks/", "tests/explore/")
+_FIRST = (_CONTAINED, _COMPUTING, _WAITING, _SHORT)
+_BESIDE = (_WAITING, _COMPUTING, _CONTAINED, _SHORT)
 _FAULTS = BUILD / "faults" / "report.md"
 _TRIED = "backstep-faults"
 # Of a failure, said at once; the whole of it is in the summary.
@@ -58,8 +62,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class _ByFile(LoadScopeScheduling):
+    """One process begins with what computes, the others with what waits: side by side they are done soonest."""
+
     def _split_scope(self, nodeid: str) -> str:
         return _scope(nodeid)
+
+    def _assign_work_unit(self, node: Any) -> None:
+        kinds = _FIRST if node.gateway.id == "gw0" else _BESIDE
+        self.workqueue.move_to_end(min(self.workqueue, key=lambda scope: kinds.index(_kind(scope))), last=False)
+        super()._assign_work_unit(node)
 
 
 def _scope(nodeid: str) -> str:
@@ -76,22 +87,19 @@ def _text(path: str) -> str:
     return (CHECKOUT / path).read_text(encoding="utf-8")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the tests in the order of their cost, keeping the order of files and tests within a cost.
+def _kind(scope: str) -> int:
+    """How the tests of a scope spend their time; what is over soonest is kept for the end."""
+    if scope == _CONTAINER_SCOPE:
+        return _CONTAINED
+    path = scope.partition("::")[0]
+    if path.startswith("tests/unit/"):
+        return _SHORT
+    return _COMPUTING if path.startswith(_COMPUTE) or "playbook" in _text(path).lower() else _WAITING
 
-    With several processes, what takes long comes first: one process begins with the containers, and all are busy to the
-    end with what is left of small files.
-    """
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in the order of their cost, keeping the order of files and tests within a cost."""
     items.sort(key=cost)
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _place(item.nodeid))
-
-
-def _place(nodeid: str) -> int:
-    """Of a test in the queue for several processes."""
-    if _scope(nodeid) == _CONTAINER_SCOPE:
-        return 0
-    return 1 if nodeid.startswith(_LONG) else 2
 
 
 @pytest.hookimpl(trylast=True)
