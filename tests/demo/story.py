@@ -27,9 +27,10 @@ BROKER_SECONDS = 5.0
 DRAIN_SECONDS = 25.0
 # Two hosts get B first: enough to see that all touched hosts go back, and that the third is never touched.
 WAVES_OF_B = [2, "100%"]
-# Seconds. B's bake is longer than the build that crashes later lives; A has no time to lose.
+# Seconds. Builds that crash need a bake that is longer than they live; the others have no time to lose.
 HEALTH_OF_A = {"bake": 1, "canary_timeout": 20}
-HEALTH_OF_B = {"bake": 5, "canary_timeout": 5}
+HEALTH_OF_B = {"bake": 2, "canary_timeout": 5}
+BAKES_OF_B = {"crash": 5, "crash-later": 5}
 _WIDTH = 100
 _LINE = "─" * _WIDTH
 EXTENSIONS = ("html", "json", "md")
@@ -79,7 +80,8 @@ class Story:
         with open_engine(stand.engine, stand.broker_url, BROKER_SECONDS) as engine, Production(stand) as production:
             first = self._deploy("A", "1.0", ["100%"], HEALTH_OF_A)
             release, config = self._require_good(first)
-            second = self._deploy("B", "2.0", WAVES_OF_B, HEALTH_OF_B, self._kind)
+            health = {**HEALTH_OF_B, "bake": BAKES_OF_B.get(self._kind, HEALTH_OF_B["bake"])}
+            second = self._deploy("B", "2.0", WAVES_OF_B, health, self._kind)
             production.stop()
             report = self._keep_report()
             announced = {task["id"] for task in report["recovered"]}
