@@ -135,7 +135,7 @@ def test_what_can_not_be_read_is_parked_as_the_bytes_that_it_is(
     assert len(ids) == 10
     kept = [json.loads(parked["headers"]["backstep-kept"]) for parked, _body in messages(node, "backstep.parked.mail")]
     assert {(one["owner"], one["reason"]) for one in kept} == {(name, "the worker's release can't read it")}
-    assert [(worker.finished, worker.failed) for worker in engine.workers()] == [(2, 0)]
+    wait_for("they count", lambda: [(worker.finished, worker.failed) for worker in engine.workers()] == [(2, 0)])
     assert workers.stop(name) == 0
     assert messages(node, "mail") == messages(node, "mail.DQ") == messages(node, "mail.XQ") == []
     assert engine.replay(QUEUES, ONLY_PARKED).count == 10
