@@ -27,7 +27,7 @@ _RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 Answer = TypeVar("Answer")
 
 
-def wait_for(what: str, ask: Callable[[], Answer], seconds: float = 20.0) -> Answer:
+def wait_for(what: str, ask: Callable[[], Answer], seconds: float = 60.0) -> Answer:
     """The first true answer; fails when none came in time, saying what the last one was."""
     end = time.monotonic() + seconds
     while True:
