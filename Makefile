@@ -6,6 +6,8 @@ ENGINE ?= rq
 SCENARIO ?= default
 SEED ?= 1
 PYTEST = build/venv/bin/python -m pytest
+# Where `make faults` finds, beside tests/faults, what other runs leave out.
+THOROUGH = $(shell grep -rl --include='test_*.py' --exclude-dir=faults 'mark\.thorough' tests)
 
 # Some shells forbid Python its caches, which doubles the time that Ansible takes to start.
 export PYTHONDONTWRITEBYTECODE =
@@ -34,7 +36,7 @@ setup-fast:
 	@tools/python -m tools.setup fast
 
 faults: setup ## Kill, cut off and freeze everything, everywhere, and write build/faults/report.md: SEED=1
-	@$(PYTEST) --numprocesses=2 --dist=loadscope --no-loadscope-reorder tests/faults tests/explore/test_every_order.py tests/integration/test_effects.py tests/integration/test_min_consuming.py tests/integration/test_systemd_guard.py tests/integration/test_systemd_reaper.py tests/integration/test_systemd_scheduler.py tests/integration/test_check_mode.py tests/integration/test_demo.py tests/integration/test_drill.py tests/integration/test_eda.py tests/integration/test_engine_rollout.py tests/integration/test_execution_environment.py tests/integration/test_hooks_playbooks.py tests/integration/test_sentinel_drain.py tests/integration/test_sentinel_rollout.py tests/integration/test_stranded.py tests/integration/test_routes_rollout.py tests/integration/test_left_out.py tests/integration/test_report_playbook.py tests/integration/test_overlap_kill.py tests/checks/test_core_matrix.py tests/checks/test_scenarios.py --faults-all --faults-seed=$(SEED) --faults-cases=75 --faults-seconds=4500
+	@$(PYTEST) --numprocesses=2 --dist=loadscope --no-loadscope-reorder tests/faults $(THOROUGH) --faults-all --faults-seed=$(SEED) --faults-cases=75 --faults-seconds=4500
 
 bench: setup ## Measure, and write build/bench/*.json
 	@build/venv/bin/python -m tests.bench.run
