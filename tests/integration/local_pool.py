@@ -40,7 +40,9 @@ BROKER = "redis://:hush-broker@127.0.0.1:6390/0"
 MASKED_BROKER = "redis://127.0.0.1:6390/0"
 TERMS = Terms(confirm_seconds=60.0, drain_seconds=10.0, keep=2)
 WORKER = Path(__file__).resolve().parent / "files" / "worker.py"
-_SECONDS = 15.0
+_SECONDS = 60.0
+# For a task that goes on until `end_task`.
+ENDLESS = 600.0
 
 
 def open_to_workers(folder: Path) -> Path:
@@ -80,7 +82,7 @@ class LocalPool:
         self.hooked: list[dict[str, Any]] = []
         self.root = self.at.folder / self.name
         self.tasks = self.at.folder / f"{self.name}-tasks"
-        for part in ("waiting", "executing", "done", "started"):
+        for part in ("waiting", "executing", "over", "done", "started"):
             open_to_workers(self.tasks / part)
         self.code = self.at.folder / f"{self.name}-code"
         self.code.mkdir(exist_ok=True)
@@ -240,6 +242,10 @@ class LocalPool:
         if os.geteuid() == 0:
             os.chown(new, pwd.getpwnam(USER).pw_uid, -1)
         new.rename(self.tasks / "waiting" / name)
+
+    def end_task(self, name: str) -> None:
+        """Have a task end now."""
+        (self.tasks / "over" / name).touch()
 
     def wait_task(self, name: str, where: str, release: str) -> None:
         """Wait until a task is ``executing`` or ``done`` by a release."""

@@ -8,7 +8,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._host.moving import drain_host, resume_host
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import DrainTimeout, LeaseHeld
 
-from tests.integration.local_pool import LocalPool
+from tests.integration.local_pool import ENDLESS, LocalPool
 from tests.support.servers import wait_for
 
 
@@ -25,7 +25,7 @@ def test_a_clean_drain_waits_for_the_task_and_takes_no_other(pool: LocalPool) ->
     pool.enqueue("next")
     found = drain_host(pool.open(), release="", rollout=0, seconds=10.0, policy="abort", check_mode=False)
     assert (found["outcome"], found["running"], found["changed"]) == ("clean", [], True)
-    assert 0.2 < found["waited"] < 5.0
+    assert found["waited"] > 0.2
     assert (pool.tasks / "done" / f"long,{release}").exists()
     assert (pool.tasks / "waiting" / "next").exists()
     assert pool.running() == {}
@@ -34,18 +34,19 @@ def test_a_clean_drain_waits_for_the_task_and_takes_no_other(pool: LocalPool) ->
 
 
 def test_check_mode_drains_nothing_and_claims_nothing(pool: LocalPool) -> None:
-    release = busy(pool, 1.0)
+    release = busy(pool, ENDLESS)
     events = pool.events()
     found = drain_host(pool.open(), release="", rollout=0, seconds=10.0, policy="abort", check_mode=True)
     assert (found["outcome"], found["changed"]) == ("unchecked", True)
     assert [worker["worker"].rpartition("/")[0] for worker in found["running"]] == [f"{pool.name}/{release}/w1/1"]
     assert pool.events() == events
+    pool.end_task("long")
     pool.enqueue("next")
     pool.wait_task("next", "done", release)
 
 
 def test_abort_names_the_worker_kills_nothing_and_it_takes_tasks_again(pool: LocalPool) -> None:
-    release = busy(pool, 3.0)
+    release = busy(pool, ENDLESS)
     (pid,) = (process.pid for process in pool.open().running()[release])
     with pytest.raises(DrainTimeout) as gave_up:
         drain_host(pool.open(), release="", rollout=0, seconds=0.5, policy="abort", check_mode=False)
@@ -53,16 +54,18 @@ def test_abort_names_the_worker_kills_nothing_and_it_takes_tasks_again(pool: Loc
     assert gave_up.value.left == f"Nothing was killed; {release} takes tasks again."
     assert gave_up.value.details["running"][0]["pids"] == [pid]
     pool.enqueue("next")
+    pool.end_task("long")
     pool.wait_task("long", "done", release)
     pool.wait_task("next", "done", release)
 
 
 def test_what_takes_tasks_again_after_an_abort_is_not_started_once_it_is_unwanted(pool: LocalPool) -> None:
     """The process that waits to start a release again looks at the journal: another release may be there by then."""
-    release = busy(pool, 3.0)
+    release = busy(pool, ENDLESS)
     with pytest.raises(DrainTimeout):
         drain_host(pool.open(), release="", rollout=0, seconds=0.2, policy="abort", check_mode=False)
     second = pool.deploy("2.0")
+    pool.end_task("long")
     pool.wait_task("long", "done", release)
     pool.wait_only(second)
     pool.enqueue("next")
@@ -84,7 +87,7 @@ def test_leave_lets_the_task_go_on_and_takes_no_other(pool: LocalPool) -> None:
 @pytest.mark.parametrize("policy", ["kill", "requeue"])
 def test_kill_and_requeue_end_a_worker_that_will_not_stop_and_name_it(pool: LocalPool, policy: str) -> None:
     pool.environment = {"MODE": "deaf"}
-    release = busy(pool, 30.0)
+    release = busy(pool, ENDLESS)
     found = drain_host(pool.open(), release="", rollout=0, seconds=0.3, policy=policy, check_mode=False)
     assert found["outcome"] == "killed"
     assert found["running"][0]["worker"].startswith(f"{pool.name}/{release}/w1/1/")

@@ -23,10 +23,11 @@ from tests.support.local_hosts import LocalHost, local_hosts
 from tests.support.servers import wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CONFIRM_SECONDS = 2.0
+# A worker is up before, also on a busy machine.
+CONFIRM_SECONDS = 3.0
 
 
-def wait_back(pool: LocalPool, release: str | None, seconds: float) -> None:
+def wait_back(pool: LocalPool, release: str | None, seconds: float = 60.0) -> None:
     """Wait until the guard has settled the host on a release."""
 
     def settled() -> bool:
@@ -44,7 +45,7 @@ def test_nobody_confirms(pool: LocalPool) -> None:
     began = time.monotonic()
     pool.switch(second, confirm_seconds=CONFIRM_SECONDS)
     pool.wait_running(second)
-    wait_back(pool, first, CONFIRM_SECONDS + 10.0)
+    wait_back(pool, first)
     assert time.monotonic() - began > CONFIRM_SECONDS
     pool.enqueue("next")
     pool.wait_task("next", "done", first)
@@ -88,11 +89,11 @@ def test_a_confirmation_disarms_it(pool: LocalPool) -> None:
     pool.deploy("1.0")
     pool.lease()
     second = pool.stage("2.0")
-    pool.switch(second, confirm_seconds=CONFIRM_SECONDS)
+    pool.switch(second, confirm_seconds=2 * CONFIRM_SECONDS)
     pool.wait_running(second)
     pool.confirm(second)
     (pid,) = (process.pid for process in pool.open().running()[second])
-    deadline = time.monotonic() + CONFIRM_SECONDS + 1.0
+    deadline = time.monotonic() + 2 * CONFIRM_SECONDS + 1.0
     wait_for("the deadline has passed", lambda: time.monotonic() > deadline)
     assert "guard_fired" not in pool.events()
     assert [process.pid for process in pool.open().running()[second]] == [pid]
@@ -101,9 +102,9 @@ def test_a_confirmation_disarms_it(pool: LocalPool) -> None:
 def test_the_first_deploy_goes_back_to_nothing_running(pool: LocalPool) -> None:
     pool.lease()
     only = pool.stage("1.0")
-    pool.switch(only, confirm_seconds=1.0)
+    pool.switch(only, confirm_seconds=CONFIRM_SECONDS)
     pool.wait_running(only)
-    wait_back(pool, None, 11.0)
+    wait_back(pool, None)
     assert pool.open().link() is None
 
 
@@ -116,7 +117,7 @@ from pathlib import Path
 pool = LocalPool(LocalHost(Path(sys.argv[1])), sys.argv[2])
 pool.lease("doomed")
 release = pool.stage("2.0")
-pool.switch(release, confirm_seconds=2.0)
+pool.switch(release, confirm_seconds=3.0)
 print(release, flush=True)
 time.sleep(60)
 """
@@ -138,7 +139,7 @@ def test_it_outlives_a_controller_that_is_killed(at: LocalHost, pool: LocalPool)
     controller.wait(10)
     controller.stdout.close()
     pool.wait_running(second)
-    wait_back(pool, first, CONFIRM_SECONDS + 10.0)
+    wait_back(pool, first)
     pool.enqueue("next")
     pool.wait_task("next", "done", first)
 
@@ -152,7 +153,7 @@ def test_it_is_started_again_when_it_is_killed_itself(at: LocalHost, pool: Local
     for guard in before:
         os.kill(guard, signal.SIGKILL)
     wait_for("another guard waits", lambda: set(guards(at, pool)) - set(before))
-    wait_back(pool, first, CONFIRM_SECONDS + 10.0)
+    wait_back(pool, first)
 
 
 def guards(at: LocalHost, pool: LocalPool) -> list[int]:

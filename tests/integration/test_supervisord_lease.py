@@ -166,7 +166,7 @@ def test_a_drain_gives_way_to_a_rollback_and_nothing_is_killed(
 ) -> None:
     (first,) = pool.running()
     assert pool.lease("oncall", kind="rollback").how == "preempted"
-    said = draining.communicate(timeout=15)[0]
+    said = draining.communicate(timeout=60)[0]
     assert said.startswith(f"StaleToken The drain of {first} was given up after")
     assert "oncall@ops1 (pid 4711) rolls this host back. Nothing was killed" in said
     pool.back(verdict="unknown")
@@ -185,7 +185,7 @@ def test_a_drain_gives_way_to_a_person_on_the_host(pool: LocalPool, draining: su
     (first,) = pool.running()
     done = pool.program("rollback")
     assert done.returncode == 0, done.stderr
-    assert "StaleToken" in draining.communicate(timeout=15)[0]
+    assert "StaleToken" in draining.communicate(timeout=60)[0]
     pool.wait_task("long", "done", first)
     pool.wait_running(first)
 
@@ -200,7 +200,7 @@ def test_a_drain_gives_way_to_no_deploy_and_to_nobody_who_is_gone(
     with asking.asked_for(pool.open(), {**request, "kind": "deploy"}):
         assert asking.pressing(pool.open()) == []
     pool.open().layout.request.write_text(json.dumps(request), encoding="utf-8")
-    assert draining.communicate(timeout=30)[0] == "", "it has waited for its task"
+    assert draining.communicate(timeout=60)[0] == "", "it has waited for its task"
     pool.wait_task("long", "done", first)
     (ended,) = [event for event in pool.open().journal.read()[0] if event["event"] == "drain_ended"]
     assert ended["outcome"] == "clean"

@@ -15,7 +15,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.moving impo
 from ansible_collections.backstep.workers.plugins.module_utils._host.terms import Slice
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import DrainTimeout, StepOutOfOrder
 
-from tests.integration.local_pool import LocalPool
+from tests.integration.local_pool import ENDLESS, LocalPool
 from tests.integration.test_supervisord_drain import busy
 from tests.support.environment import ansible_environment
 
@@ -28,7 +28,7 @@ def told(pool: LocalPool, since: int) -> list[str]:
 
 
 def test_a_switch_in_parts_is_begun_once_and_has_one_guard(pool: LocalPool) -> None:
-    first = busy(pool, 3.0)
+    first = busy(pool, ENDLESS)
     pool.lease()
     second = pool.stage("2.0")
     began = len(pool.events())
@@ -41,6 +41,8 @@ def test_a_switch_in_parts_is_begun_once_and_has_one_guard(pool: LocalPool) -> N
         said = pool.switch(second, mode="replace", part=NEXT)
         calls += 1
         assert said.get("still", {"left": 0.0})["left"] < left, "there is one deadline for all parts"
+        if calls == 3:
+            pool.end_task("long")
     assert calls >= 3
     assert told(pool, began) == [
         "guard_armed", "switch_started", "drain_started", "drain_ended", "switched",
@@ -73,7 +75,7 @@ def test_a_way_back_in_parts_is_begun_once(pool: LocalPool) -> None:
 
 
 def test_the_deadline_of_the_first_part_holds_for_the_last(pool: LocalPool) -> None:
-    release = busy(pool, 30.0)
+    release = busy(pool, ENDLESS)
     common: dict[str, Any] = {"release": "", "rollout": 0, "policy": "abort", "check_mode": False}
     drain_host(pool.open(), seconds=1.2, part=FIRST, **common)
     with pytest.raises(DrainTimeout, match="After 1 s"):
@@ -82,7 +84,7 @@ def test_the_deadline_of_the_first_part_holds_for_the_last(pool: LocalPool) -> N
 
 
 def test_a_part_does_not_go_on_where_the_guard_has_been_meanwhile(pool: LocalPool) -> None:
-    first = busy(pool, 20.0)
+    first = busy(pool, ENDLESS)
     pool.lease()
     second = pool.stage("2.0")
     assert "still" in pool.switch(second, mode="replace", part=FIRST)
@@ -113,7 +115,7 @@ def play(pool: LocalPool, folder: Path, *options: str, timeout: float = 60) -> s
 
 
 def test_a_long_drain_shows_how_far_it_is_before_it_is_over(pool: LocalPool, tmp_path: Path) -> None:
-    release = busy(pool, 18.0)
+    release = busy(pool, ENDLESS)
     running = play(pool, tmp_path)
     assert running.stdout
     for line in running.stdout:
@@ -121,6 +123,7 @@ def test_a_long_drain_shows_how_far_it_is_before_it_is_over(pool: LocalPool, tmp
             break
     assert (pool.tasks / "executing" / f"long,{release}").exists(), "it is shown while the task goes on"
     assert "drain_ended" not in pool.events()
+    pool.end_task("long")
     rest = running.stdout.read()
     assert running.wait(60) == 0, line + rest
     said = " ".join((line + rest.split("\n\n")[0].split("changed:")[0]).split())

@@ -16,11 +16,11 @@ from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors
 from ansible_collections.backstep.workers.plugins.module_utils._host.supervisors.supervisord import Supervisord
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import DrainTimeout
 
-from tests.integration.local_pool import LocalPool
+from tests.integration.local_pool import ENDLESS, LocalPool
 from tests.support.local_hosts import local_hosts
 from tests.support.servers import wait_for
 
-SOON = 20.0
+SOON = 60.0
 
 
 def leave_busy(pool: LocalPool, version: str, after: str, name: str, seconds: float, **terms: Any) -> str:
@@ -51,8 +51,9 @@ def reapers(pool: LocalPool, command: bytes = b"reap") -> list[int]:
 
 
 def reaped(pool: LocalPool) -> list[dict[str, Any]]:
-    """What the journal has of releases that were let go by the reaper, not at once."""
-    return [event for event in pool.open().journal.read()[0] if event["event"] == "reaped" and event["by"] == "reaper"]
+    """What the journal has of releases that were let go later, by the reaper or by a guard before it ends."""
+    found = (event for event in pool.open().journal.read()[0] if event["event"] == "reaped")
+    return [event for event in found if event["by"] != "controller"]
 
 
 def wait_reaped(pool: LocalPool, count: int = 1, seconds: float = SOON) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def wait_reaped(pool: LocalPool, count: int = 1, seconds: float = SOON) -> dict[
 
 def test_confirm_does_not_wait_and_the_reaper_lets_go_what_has_ended(pool: LocalPool) -> None:
     first = pool.deploy("1.0")
-    second = leave_busy(pool, "2.0", first, "long", 4.0, drain_seconds=0.1)
+    second = leave_busy(pool, "2.0", first, "long", ENDLESS, drain_seconds=0.1)
     assert not (pool.tasks / "done" / f"long,{first}").exists(), "nobody has waited for the task"
     (entry,) = describe_host(pool.open())["draining"]
     assert (entry["release"], entry["running"][0]["worker"].rpartition("/")[0]) == (first, f"{pool.name}/{first}/w1/1")
@@ -72,6 +73,7 @@ def test_confirm_does_not_wait_and_the_reaper_lets_go_what_has_ended(pool: Local
     assert entry["running"][0]["worker"] in said
     assert pool.open().supervisor.installed(first)
     assert (pool.root / "releases" / first / "app").exists()
+    pool.end_task("long")
     event = wait_reaped(pool)
     assert (event["release"], event["outcome"], event["running"]) == (first, "clean", [])
     assert (pool.tasks / "done" / f"long,{first}").exists()
@@ -99,15 +101,17 @@ def test_nothing_is_armed_for_nothing(pool: LocalPool) -> None:
 
 def test_three_releases_at_once(pool: LocalPool) -> None:
     first = pool.deploy("1.0")
-    second = leave_busy(pool, "2.0", first, "long", 9.0)
+    second = leave_busy(pool, "2.0", first, "long", ENDLESS)
     since = pool.open().state().draining[first].since
-    third = leave_busy(pool, "3.0", second, "longer", 4.0)
+    third = leave_busy(pool, "3.0", second, "longer", ENDLESS)
     assert pool.running() == {first: 1, second: 1, third: 1}
     assert len(reapers(pool)) == 1
     draining = pool.open().state().draining
     assert (list(draining), draining[first].since) == ([first, second], since)
+    pool.end_task("longer")
     assert wait_reaped(pool, 1)["release"] == second, "the one that ended first, not the one that began first"
     assert pool.open().supervisor.installed(first)
+    pool.end_task("long")
     assert wait_reaped(pool, 2)["release"] == first
     assert pool.running() == {third: 1}
     for name, release in (("long", first), ("longer", second)):
@@ -116,12 +120,13 @@ def test_three_releases_at_once(pool: LocalPool) -> None:
 
 def test_what_is_gone_back_to_is_started_again_and_left_alone(pool: LocalPool) -> None:
     first = pool.deploy("1.0")
-    second = leave_busy(pool, "2.0", first, "long", 5.0)
+    second = leave_busy(pool, "2.0", first, "long", ENDLESS)
     assert reapers(pool)
     pool.lease("oncall", kind="rollback")
     pool.back()
     pool.confirm(first)
     pool.end()
+    pool.end_task("long")
     pool.wait_task("long", "done", first)
     pool.wait_running(first)
     pool.enqueue("next")
@@ -136,7 +141,7 @@ def test_what_is_gone_back_to_is_started_again_and_left_alone(pool: LocalPool) -
 def test_a_step_that_gives_up_waiting_has_only_the_current_release_take_tasks_again(pool: LocalPool) -> None:
     pool.processes = 2
     first = pool.deploy("1.0")
-    second = leave_busy(pool, "2.0", first, "long", 6.0)
+    second = leave_busy(pool, "2.0", first, "long", ENDLESS)
     pool.lease()
     third = pool.stage("3.0")
     with pytest.raises(DrainTimeout, match=f"{first} ends when its tasks do"):
@@ -144,6 +149,7 @@ def test_a_step_that_gives_up_waiting_has_only_the_current_release_take_tasks_ag
     pool.back(verdict="unknown")
     pool.confirm(second)
     pool.end()
+    pool.end_task("long")
     pool.wait_task("long", "done", first)
     pool.wait_only(second)
     assert len(pool.started(first)) == 2
@@ -153,7 +159,7 @@ def test_a_step_that_gives_up_waiting_has_only_the_current_release_take_tasks_ag
 def test_what_has_overrun_is_killed_if_that_was_asked_for_and_named(pool: LocalPool, policy: str) -> None:
     pool.environment = {"MODE": "deaf"}
     first = pool.deploy("1.0")
-    leave_busy(pool, "2.0", first, "endless", 600.0, drain_policy=policy, drain_seconds=2.0)
+    leave_busy(pool, "2.0", first, "endless", ENDLESS, drain_policy=policy, drain_seconds=2.0)
     (entry,) = describe_host(pool.open())["draining"]
     event = wait_reaped(pool)
     assert event["outcome"] == "killed"
@@ -175,19 +181,20 @@ def test_without_such_a_policy_nothing_is_ever_killed(pool: LocalPool) -> None:
 
 def test_a_reaper_that_is_killed_is_started_again(pool: LocalPool) -> None:
     first = pool.deploy("1.0")
-    leave_busy(pool, "2.0", first, "long", 6.0)
+    leave_busy(pool, "2.0", first, "long", ENDLESS)
     wait_for("the guard has ended, who would see to it", lambda: not reapers(pool, b"guard"))
     before = reapers(pool)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     wait_for("another one looks", lambda: set(reapers(pool)) - set(before))
+    pool.end_task("long")
     assert wait_reaped(pool)["release"] == first
     assert not pool.open().supervisor.installed(first)
 
 
 def test_what_was_kept_only_because_it_ran_is_pruned_when_it_has_ended(pool: LocalPool) -> None:
     first = pool.deploy("1.0")
-    leave_busy(pool, "2.0", first, "long", 8.0, keep=1)
+    leave_busy(pool, "2.0", first, "long", ENDLESS, keep=1)
     for version in ("3.0", "4.0"):
         pool.lease()
         release = pool.stage(version)
@@ -196,6 +203,7 @@ def test_what_was_kept_only_because_it_ran_is_pruned_when_it_has_ended(pool: Loc
         pool.confirm(release, keep=1)
         pool.end()
     assert (pool.root / "releases" / first).exists(), "a process runs from it"
+    pool.end_task("long")
     wait_for("it is let go", lambda: first in [event["release"] for event in reaped(pool)], SOON)
     wait_for("it is pruned", lambda: first not in pool.open().state().good_releases())
     assert not (pool.root / "releases" / first).exists()
@@ -231,7 +239,7 @@ def test_after_a_reboot_it_clears_up() -> None:
     with local_hosts(1) as (host,):
         pool = LocalPool(host, "boot")
         first = pool.deploy("1.0")
-        second = leave_busy(pool, "2.0", first, "long", 600.0)
+        second = leave_busy(pool, "2.0", first, "long", ENDLESS)
         assert pool.open().supervisor.installed(first)
         host.power_cut()
         host.boot()
@@ -245,7 +253,7 @@ def test_a_confirmation_that_dies_before_it_has_armed_the_reaper_leaves_it_to_th
     pool: LocalPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pool.deploy("1.0")
-    pool.enqueue("long", 4.0)
+    pool.enqueue("long", ENDLESS)
     pool.wait_task("long", "executing", first)
     pool.lease()
     second = pool.stage("2.0")
@@ -259,5 +267,6 @@ def test_a_confirmation_that_dies_before_it_has_armed_the_reaper_leaves_it_to_th
         cut_short.setattr(Supervisord, "arm_chore", die)
         with pytest.raises(KeyboardInterrupt):
             pool.confirm(second)
+    pool.end_task("long")
     assert wait_reaped(pool)["release"] == first
     assert pool.running() == {second: 1}

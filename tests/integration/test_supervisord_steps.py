@@ -19,7 +19,7 @@ from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors i
     SupervisorError,
 )
 
-from tests.integration.local_pool import BROKER, PYTHON, USER, LocalPool, open_to_all
+from tests.integration.local_pool import BROKER, ENDLESS, PYTHON, USER, LocalPool, open_to_all
 from tests.support.local_hosts import LocalHost
 
 _numbers = itertools.count(1)
@@ -38,7 +38,7 @@ def test_staging_touches_nothing_that_runs(pool: LocalPool) -> None:
 
 def test_overlap_starts_the_new_one_first_and_leaves_the_old_one_its_task(pool: LocalPool) -> None:
     first = pool.deploy("1.0")
-    pool.enqueue("long", 2.5)
+    pool.enqueue("long", ENDLESS)
     pool.wait_task("long", "executing", first)
     pool.lease()
     second = pool.stage("2.0")
@@ -51,6 +51,7 @@ def test_overlap_starts_the_new_one_first_and_leaves_the_old_one_its_task(pool: 
     pool.wait_task("next", "done", second)
     confirmed = pool.confirm(second)
     assert [(drained["release"], drained["outcome"]) for drained in confirmed["drained"]] == [(first, "draining")]
+    pool.end_task("long")
     pool.wait_settled()
     assert (pool.tasks / "done" / f"long,{first}").exists(), "the old release drains to its end"
     assert pool.running() == {second: 1}

@@ -8,7 +8,7 @@ import pytest
 from ansible_collections.backstep.workers.plugins.module_utils._host.info import describe_host
 from ansible_collections.backstep.workers.plugins.module_utils._rollout.errors import RollbackFailed
 
-from tests.integration.local_pool import LocalPool
+from tests.integration.local_pool import ENDLESS, LocalPool
 
 
 def between(pool: LocalPool) -> tuple[str, str]:
@@ -79,7 +79,7 @@ def test_a_stored_release_that_is_damaged_is_found_before_anything_is_stopped(po
 
 def test_workers_that_still_have_a_task_from_before_count_as_up(pool: LocalPool) -> None:
     first = pool.deploy("1.0")
-    pool.enqueue("long", 4.0)
+    pool.enqueue("long", ENDLESS)
     pool.wait_task("long", "executing", first)
     pool.lease()
     second = pool.stage("2.0")
@@ -88,6 +88,7 @@ def test_workers_that_still_have_a_task_from_before_count_as_up(pool: LocalPool)
     back = pool.back()
     assert back["evidence"]["outcome"] == "ok"
     pool.confirm(first)
+    pool.end_task("long")
     pool.wait_task("long", "done", first)
     pool.wait_only(first)
     pool.enqueue("after")

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A worker that needs no library: takes task files from a directory, one at a time, and says what it is.
 
-``TASKS`` is a directory with ``waiting`` (a file per task, in it the seconds that it takes), ``executing``, ``done``
-and ``started`` (a file per start of a worker). ``MODE=crash`` dies at once, as does one whose ``FLAG`` is there;
-``MODE=deaf`` goes on after SIGTERM, ``MODE=mortal`` ends by itself after a while.
+``TASKS`` is a directory with ``waiting`` (a file per task, in it the seconds that it takes at most), ``executing``,
+``done``, ``over`` (a file for each task that is to end now) and ``started`` (a file per start of a worker).
+``MODE=crash`` dies at once, as does one whose ``FLAG`` is there; ``MODE=deaf`` goes on after SIGTERM, ``MODE=mortal``
+ends by itself after a while.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def take_one() -> bool:
             waiting.rename(executing)
         except FileNotFoundError:
             continue
-        time.sleep(float(executing.read_text(encoding="ascii")))
+        end = time.monotonic() + float(executing.read_text(encoding="ascii"))
+        while time.monotonic() < end and not (TASKS / "over" / waiting.name).exists():
+            time.sleep(0.02)
         executing.rename(TASKS / "done" / executing.name)
         return True
     return False
