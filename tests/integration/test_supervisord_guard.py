@@ -27,14 +27,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIRM_SECONDS = 3.0
 
 
-def wait_back(pool: LocalPool, release: str | None, seconds: float = 60.0) -> None:
+def wait_back(pool: LocalPool, release: str | None) -> None:
     """Wait until the guard has settled the host on a release."""
 
     def settled() -> bool:
         state = pool.open().state()
         return state.current == release and state.rollout is not None and not state.rollout.open
 
-    wait_for(f"the guard has settled the host on {release}", settled, seconds)
+    wait_for(f"the guard has settled the host on {release}", settled)
     pool.wait_only(release)
 
 
@@ -175,10 +175,10 @@ def test_a_guard_that_was_killed_half_way_back_finishes_the_way_back(at: LocalHo
     pool.lease()
     second = pool.stage("2.0")
     pool.switch(second, confirm_seconds=1.0)
-    wait_for("it goes back", lambda: "rollback_started" in pool.events(), 11.0)
+    wait_for("it goes back", lambda: "rollback_started" in pool.events())
     for guard in guards(at, pool):
         os.kill(guard, signal.SIGKILL)
-    wait_back(pool, first, 15.0)
+    wait_back(pool, first)
     assert pool.open().state().state_of(second) == "staged"
 
 
@@ -188,7 +188,7 @@ def test_a_way_back_that_fails_as_well_stops_and_goes_on_once_it_can(at: LocalHo
     second = pool.stage("2.0")
     (pool.tasks / "broken").touch()
     pool.switch(second, confirm_seconds=1.0)
-    wait_for("it has tried", lambda: "rollback_failed" in pool.events(), 11.0)
+    wait_for("it has tried", lambda: "rollback_failed" in pool.events())
     log = Path(pool.open().supervisor.where_to_look(first, 1))
     wait_for("its supervisor has tried it on and on", lambda: log.read_text().count("can't start") >= 4, 30.0)
     assert (pool.events().count("guard_fired"), pool.events().count("rollback_failed")) == (1, 1)
@@ -200,7 +200,7 @@ def test_a_way_back_that_fails_as_well_stops_and_goes_on_once_it_can(at: LocalHo
     assert second in pool.running()
     pool.end()
     (pool.tasks / "broken").unlink()
-    wait_back(pool, first, 60.0)
+    wait_back(pool, first)
     assert pool.open().state().good_releases() == [first]
     reasons = [event["reason"] for event in pool.open().journal.read()[0] if event["event"] == "guard_fired"]
     assert reasons == ["it was not confirmed in time", f"{first} stays up now"]
@@ -220,7 +220,7 @@ def test_a_reboot_in_the_middle_comes_up_on_the_last_good_release() -> None:
             path.unlink()
         _another_boot(pool)
         host.boot()
-        wait_back(pool, first, 15.0)
+        wait_back(pool, first)
         assert pool.started(second) == [], "it was not started, not even for a moment"
         assert len(pool.started(first)) >= 1
         assert pool.open().link() == first
@@ -256,7 +256,7 @@ def test_a_reboot_on_the_way_back_does_not_stop_at_what_starts_by_itself() -> No
         host.power_cut()
         _another_boot(pool)
         host.boot()
-        wait_back(pool, first, 15.0)
+        wait_back(pool, first)
         assert pool.open().state().state_of(second) == "bad"
         wait_for("the guard has seen to the next boot", lambda: not pool.open().supervisor.enabled(second), 15.0)
 

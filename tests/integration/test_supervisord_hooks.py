@@ -253,7 +253,7 @@ def test_the_guard_alone_runs_those_of_the_release_that_it_leaves(pool: LocalPoo
     once = {"command": HOOK, "where": "once"}
     pool.hooks = {"before_rollback": [[*HOOK, "end", "5"], HOOK], "after_rollback": [once]}
     switched(pool, confirm_seconds=1.0)
-    wait_back(pool, good, 20.0)
+    wait_back(pool, good)
     assert steps(pool) == ["before_rollback", "before_rollback", "after_rollback"]
     assert [(event["by"], event["outcome"]) for event in noted(pool)] == [
         ("guard", "failed"), ("guard", "done"), ("guard", "done")
