@@ -134,6 +134,7 @@ def test_a_gate_that_a_worker_would_not_keep_is_refused(
     held = bench.named(TASK)
     monkeypatch.setenv("KEEP_GATES", "no")
     name = bench.start(NAME, ["mail"])
+    wait_for("it answers", engine.workers)
     with pytest.raises(GateRefused) as refused:
         set_gate(engine, held, 50.0)
     assert refused.value.details["workers"] == [name]

@@ -65,12 +65,18 @@ def test_a_killed_worker_does_to_its_task_what_the_capabilities_say(engine: Engi
     assert set(successors) <= {seen.name for seen in engine.workers()}
 
 
+def wait_taken_ahead(engine: Engine, bench: Bench) -> None:
+    """Wait until a worker has what it takes ahead, and has noted it: until then it may be in its memory alone."""
+    wait_for("the worker has it", lambda: bench.is_settled("mail"))
+    wait_for("it is listed", lambda: not balance(engine, bench.ledger_url, QUEUES).lost)
+
+
 @pytest.mark.parametrize("to", [WAITING, DEAD])
 def test_what_a_killed_worker_held_comes_back_at_once(engine: Engine, bench: Bench, to: str) -> None:
     """Nothing but what the engine says is lost by a kill; and nothing comes back twice."""
     worker = hold(engine, bench, 1, 60)
     waiting = [bench.enqueue("mail", number, 0) for number in (2, 3)]
-    wait_for("the worker has what it takes ahead", lambda: bench.is_settled("mail"))
+    wait_taken_ahead(engine, bench)
     bench.kill(worker)
     bench.start("mail/1.0-a/w1/2", ["other"])
     before = balance(engine, bench.ledger_url, QUEUES)
@@ -100,7 +106,7 @@ def test_what_a_killed_worker_held_comes_back_at_once(engine: Engine, bench: Ben
 def test_a_living_workers_task_stays_with_it(engine: Engine, bench: Bench) -> None:
     hold(engine, bench, 1, 60)
     ahead = [bench.enqueue("mail", number, 0) for number in (2, 3)]
-    wait_for("the worker has what it takes ahead", lambda: bench.is_settled("mail"))
+    wait_taken_ahead(engine, bench)
     assert engine.recover(QUEUES, ["mail/0.9-b/w1/1/1"], WAITING) == []
     assert [task.id for task in engine.executing(QUEUES)] == [task_id(1)]
     assert sorted(engine.task_ids("mail", WAITING, 10).ids) == ahead
