@@ -87,6 +87,7 @@ def _text(path: str) -> str:
     return (CHECKOUT / path).read_text(encoding="utf-8")
 
 
+@functools.cache
 def _kind(scope: str) -> int:
     """How the tests of a scope spend their time; what is over soonest is kept for the end."""
     if scope == _CONTAINER_SCOPE:
