@@ -8,19 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import LISTED_STATES, Engine, Selection
+from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import LISTED_STATES, Selection
 from ansible_collections.backstep.workers.plugins.module_utils._queue.table import open_engine, rights
 
 from tests.conformance.conftest import on_redis
+from tests.conformance.test_stopping import wait_taken_ahead
 from tests.support.bench import Bench
 from tests.support.brokers import Broker
 from tests.support.servers import wait_for
 from tests.support.trials import PREFIX, trial
-
-
-def seen(engine: Engine) -> set[str]:
-    """The ids of all tasks that are listed."""
-    return {known for state in LISTED_STATES for known in engine.task_ids("mail", state, 10).ids}
 
 
 @pytest.fixture
@@ -39,11 +35,11 @@ def test_the_rights_that_the_documentation_lists_are_enough(
         held = bench.enqueue("mail", 1, 60)
         wait_for("it executes", lambda: [task.id for task in engine.executing(["mail"])] == [held])
         waiting = bench.enqueue("mail", 2, 0)
+        for state in LISTED_STATES:
+            engine.task_ids("mail", state, 10)
         assert engine.queue_states(["mail"])[0].queue == "mail"
         assert "mail" in engine.known_queues()
-        # What a worker has just been given is nowhere but in its memory for a moment, with some engines.
-        wait_for("the worker has what it takes ahead", lambda: bench.is_settled("mail"))
-        wait_for("what there is can be seen", lambda: waiting in seen(engine))
+        wait_taken_ahead(engine, bench)
         bench.kill(killed)
         bench.start(f"{PREFIX}/3", ["other"])
         engine.recover(["mail"], [killed], "waiting")

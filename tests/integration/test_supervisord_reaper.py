@@ -51,9 +51,14 @@ def reapers(pool: LocalPool, command: bytes = b"reap") -> list[int]:
 
 
 def reaped(pool: LocalPool) -> list[dict[str, Any]]:
-    """What the journal has of releases that were let go later, by the reaper or by a guard before it ends."""
-    found = (event for event in pool.open().journal.read()[0] if event["event"] == "reaped")
-    return [event for event in found if event["by"] != "controller"]
+    """What the journal has of releases that were let go by the reaper, not at once."""
+    return [event for event in pool.open().journal.read()[0] if event["event"] == "reaped" and event["by"] == "reaper"]
+
+
+def end_task(pool: LocalPool, name: str) -> None:
+    """Have a task end for the reaper to notice: once no guard is left, which looks as well before it ends."""
+    wait_for("the guard has ended, who would see to it", lambda: not reapers(pool, b"guard"))
+    pool.end_task(name)
 
 
 def wait_reaped(pool: LocalPool, count: int = 1, seconds: float = SOON) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def test_confirm_does_not_wait_and_the_reaper_lets_go_what_has_ended(pool: Local
     assert entry["running"][0]["worker"] in said
     assert pool.open().supervisor.installed(first)
     assert (pool.root / "releases" / first / "app").exists()
-    pool.end_task("long")
+    end_task(pool, "long")
     event = wait_reaped(pool)
     assert (event["release"], event["outcome"], event["running"]) == (first, "clean", [])
     assert (pool.tasks / "done" / f"long,{first}").exists()
@@ -108,10 +113,10 @@ def test_three_releases_at_once(pool: LocalPool) -> None:
     assert len(reapers(pool)) == 1
     draining = pool.open().state().draining
     assert (list(draining), draining[first].since) == ([first, second], since)
-    pool.end_task("longer")
+    end_task(pool, "longer")
     assert wait_reaped(pool, 1)["release"] == second, "the one that ended first, not the one that began first"
     assert pool.open().supervisor.installed(first)
-    pool.end_task("long")
+    end_task(pool, "long")
     assert wait_reaped(pool, 2)["release"] == first
     assert pool.running() == {third: 1}
     for name, release in (("long", first), ("longer", second)):
@@ -126,7 +131,7 @@ def test_what_is_gone_back_to_is_started_again_and_left_alone(pool: LocalPool) -
     pool.back()
     pool.confirm(first)
     pool.end()
-    pool.end_task("long")
+    end_task(pool, "long")
     pool.wait_task("long", "done", first)
     pool.wait_running(first)
     pool.enqueue("next")
@@ -149,7 +154,7 @@ def test_a_step_that_gives_up_waiting_has_only_the_current_release_take_tasks_ag
     pool.back(verdict="unknown")
     pool.confirm(second)
     pool.end()
-    pool.end_task("long")
+    end_task(pool, "long")
     pool.wait_task("long", "done", first)
     pool.wait_only(second)
     assert len(pool.started(first)) == 2
@@ -187,7 +192,7 @@ def test_a_reaper_that_is_killed_is_started_again(pool: LocalPool) -> None:
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     wait_for("another one looks", lambda: set(reapers(pool)) - set(before))
-    pool.end_task("long")
+    end_task(pool, "long")
     assert wait_reaped(pool)["release"] == first
     assert not pool.open().supervisor.installed(first)
 
@@ -203,7 +208,7 @@ def test_what_was_kept_only_because_it_ran_is_pruned_when_it_has_ended(pool: Loc
         pool.confirm(release, keep=1)
         pool.end()
     assert (pool.root / "releases" / first).exists(), "a process runs from it"
-    pool.end_task("long")
+    end_task(pool, "long")
     wait_for("it is let go", lambda: first in [event["release"] for event in reaped(pool)], SOON)
     wait_for("it is pruned", lambda: first not in pool.open().state().good_releases())
     assert not (pool.root / "releases" / first).exists()
@@ -267,6 +272,6 @@ def test_a_confirmation_that_dies_before_it_has_armed_the_reaper_leaves_it_to_th
         cut_short.setattr(Supervisord, "arm_chore", die)
         with pytest.raises(KeyboardInterrupt):
             pool.confirm(second)
-    pool.end_task("long")
+    end_task(pool, "long")
     assert wait_reaped(pool)["release"] == first
     assert pool.running() == {second: 1}

@@ -20,6 +20,7 @@ from pathlib import Path
 TASKS = Path(os.environ["TASKS"])
 WORKER = os.environ["BACKSTEP_WORKER"]
 MODE = os.environ.get("MODE", "")
+POLL_SECONDS = 0.05
 _stopping: list[int] = []
 
 
@@ -38,6 +39,17 @@ def say_what_it_is() -> None:
     new.rename(TASKS / "started" / WORKER.replace("/", ","))
 
 
+def execute(task: str, seconds: float) -> None:
+    """Be busy until the time is up, or somebody says that the task is over."""
+    end = time.monotonic() + seconds
+
+    def is_over() -> bool:
+        return time.monotonic() >= end or (TASKS / "over" / task).exists()
+
+    while not is_over():
+        time.sleep(POLL_SECONDS)
+
+
 def take_one() -> bool:
     """Execute the next task, if there is one."""
     for waiting in sorted((TASKS / "waiting").iterdir()):
@@ -46,9 +58,7 @@ def take_one() -> bool:
             waiting.rename(executing)
         except FileNotFoundError:
             continue
-        end = time.monotonic() + float(executing.read_text(encoding="ascii"))
-        while time.monotonic() < end and not (TASKS / "over" / waiting.name).exists():
-            time.sleep(0.02)
+        execute(waiting.name, float(executing.read_text(encoding="ascii")))
         executing.rename(TASKS / "done" / executing.name)
         return True
     return False
@@ -63,7 +73,7 @@ def main() -> None:
     end = time.monotonic() + (1.5 if MODE == "mortal" else 1e9)
     while not _stopping and time.monotonic() < end:
         if not take_one():
-            time.sleep(0.05)
+            time.sleep(POLL_SECONDS)
 
 
 main()
