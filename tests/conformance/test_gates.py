@@ -110,7 +110,7 @@ def test_what_is_due_later_is_held_when_it_is_due(engine: Engine, bench: Bench) 
     due = time.time() + 3
     bench.enqueue("mail", 1, 0, delay=3)
     wait_for("it is parked", lambda: engine.queue_states(["mail"])[0].parked == 1)
-    assert time.time() >= int(due)  # RQ keeps whole seconds
+    assert time.time() >= (int(due) if bench.engine == "rq" else due)  # RQ keeps whole seconds
     assert set_gate(engine, held, None).moved.ids == (task_id(1),)
     wait_for("it is done", lambda: bench.executions(1) == (1, 1))
 

@@ -248,8 +248,10 @@ def asked(kind: str, helper: Any) -> Callable[[str], Any]:
 def test_a_broker_that_says_nothing_takes_a_second_at_most_and_that_not_often(asked: Callable[[str], Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         routes = asked(f"amqp://guest:guest@127.0.0.1:{silent.getsockname()[1]}/")
+        began = time.monotonic()
         for _number in range(1000):
             assert routes.queue_for("mail", TASK, "1") == "mail"
+        assert time.monotonic() - began < 5
         silent.setblocking(False)
         silent.accept()[0].close()
         with pytest.raises(BlockingIOError):
@@ -267,7 +269,7 @@ def test_a_broker_that_falls_silent_takes_a_second_and_what_was_read_holds(
         between.is_open.clear()
         began = time.monotonic()
         assert routes.queue_for("mail", TASK, "1") == TAGGED
-        assert time.monotonic() - began > 0.5
+        assert 0.5 < time.monotonic() - began < 5
         between.is_open.set()
         two.engine.write_book(ROUTES_BOOK, {"mail": None})
         wait_for("it is read again", lambda: routes.queue_for("mail", TASK, "1") == "mail", 30)

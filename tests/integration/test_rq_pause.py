@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import redis
 from ansible_collections.backstep.workers.plugins.module_utils._queue.engine import Engine
@@ -93,6 +95,8 @@ def test_settling_that_takes_too_long_fails_and_names_the_worker(
     Queue("mail", connection=client).enqueue("ledger_tasks.work", 1, 60)
     wait_for("it executes", lambda: engine.workers()[0].state == "busy")
     engine.pause(["mail"], "ana", 60, "queue")
+    began = time.monotonic()
     with pytest.raises(DrainTimeout, match=name):
         settle(engine, waiting(1), 1)
+    assert time.monotonic() - began < 5
     assert engine.pause_state().paused

@@ -25,7 +25,7 @@ def test_a_clean_drain_waits_for_the_task_and_takes_no_other(pool: LocalPool) ->
     pool.enqueue("next")
     found = drain_host(pool.open(), release="", rollout=0, seconds=10.0, policy="abort", check_mode=False)
     assert (found["outcome"], found["running"], found["changed"]) == ("clean", [], True)
-    assert found["waited"] > 0.2
+    assert 0.2 < found["waited"] < 5.0
     assert (pool.tasks / "done" / f"long,{release}").exists()
     assert (pool.tasks / "waiting" / "next").exists()
     assert pool.running() == {}
